@@ -1,0 +1,163 @@
+"""What each option accepts: one `Rule` per name, and the readers they are made of. Torch-free."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NoReturn
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one option accepts: `parse` returns the clean value or raises ValueError; `allowed` says it in words."""
+
+    allowed: str
+    parse: Callable[[object], object]
+    from_text: Callable[[str], object]
+
+
+def parse_bytes(value: object) -> int:
+    """Read a byte count: an int, or text with a unit such as "16KiB", "1.5GB" or "8GiB".
+
+    Raises:
+        ValueError: not a byte count of this form, negative, or above 2^63 - 1.
+    """
+    if isinstance(value, str):
+        match = BYTES.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(value)
+        number, unit = match[1], (match[2] or "B").upper()
+        base = 1024 if "I" in unit else 1000
+        exact = Decimal(number) * base ** "BKMGT".index(unit[0])
+        if unit == "B" and "." in number:
+            raise ValueError(value)
+        value = int(exact)
+    return _whole(value, 0, 2**63 - 1)
+
+
+def _whole(value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(value)
+    return value
+
+
+def _one_of(choices: tuple[str, ...]) -> Rule:
+    def parse(value: object) -> object:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(value)
+        return value
+
+    return Rule("one of " + ", ".join(repr(choice) for choice in choices), parse, str)
+
+
+def _widths(*widths: int) -> Rule:
+    def parse(value: object) -> object:
+        if _whole(value, 1, 8) not in widths:
+            raise ValueError(value)
+        return value
+
+    return Rule("one of " + ", ".join(map(str, widths)), parse, int)
+
+
+def _integer(low: int, high: int, allowed: str, *, step: int = 1) -> Rule:
+    def parse(value: object) -> object:
+        if _whole(value, low, high) % step:
+            raise ValueError(value)
+        return value
+
+    return Rule(allowed, parse, int)
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(
+        rule.allowed + ", or None",
+        lambda value: None if value is None else rule.parse(value),
+        lambda text: None if text.lower() == "none" else rule.from_text(text),
+    )
+
+
+def _parse_flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _flag_from_text(text: str) -> object:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _parse_path(value: object) -> object:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(value)
+    return path
+
+
+def _parse_names(value: object) -> object:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(value)
+    return tuple(sorted({name.strip() for name in names} - {""}))
+
+
+def _parse_patches(value: object) -> object:
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple):
+        raise ValueError(value)
+    patches: dict[str, object] = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or pair[0] in patches:
+            raise ValueError(value)
+        patches[pair[0]] = _frozen_scalars(pair[1])
+    return tuple(sorted(patches.items()))
+
+
+def _frozen_scalars(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen_scalars(item) if not isinstance(item, list | tuple) else _nested() for item in value)
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and abs(value) < float("inf")):
+        return value
+    _nested()
+
+
+def _nested() -> NoReturn:
+    raise ValueError("a value that is neither plain nor a list of plain values")
+
+
+def _patches_from_text(text: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(text) from None
+
+
+RULES: dict[str, Rule] = {
+    "bits": _widths(1, 2, 4, 8),
+    "propagating_bits": _widths(2, 4, 8),
+    "codec": _one_of(("affine", "float8")),
+    "rounding": _one_of(("stochastic", "nearest")),
+    "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
+    "lossy": Rule("True or False", _parse_flag, _flag_from_text),
+    "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
+    "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),
+    "inner": _one_of(("inductor", "aot_eager")),
+    "mode": _optional(_one_of(MODES)),
+    "inductor": Rule(
+        "a dict of dotted Inductor config names to numbers, bools, strings, None or lists of those",
+        _parse_patches,
+        _patches_from_text,
+    ),
+    "plan": _optional(Rule("a path", _parse_path, str)),
+    "save_plan": _optional(Rule("a path", _parse_path, str)),
+    "strict": Rule("True or False", _parse_flag, _flag_from_text),
+    "disable_passes": Rule("a list of pass names", _parse_names, str),
+    "limit": _optional(_integer(0, 2**31 - 1, "an integer ≥ 0")),
+}

@@ -1,0 +1,190 @@
+"""The options: one frozen value, validated on construction, from a dict, the environment and a TOML file. Torch-free.
+
+`from_mapping` is the one entrance for user input: explicit values lie over `FXCOMPRESS_<NAME>` variables, which lie
+over the table `[options]` of the file that `FXCOMPRESS_CONFIG` names. An `Options` that exists is valid.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import NoReturn
+
+from fxcompress.errors import OptionError, nearest
+from fxcompress.option_rules import RULES, Rule
+from fxcompress.option_rules import parse_bytes as parse_bytes
+
+ENVIRONMENT_PREFIX = "FXCOMPRESS_"
+CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
+DECIDED_BY_PLAN = ("bits", "propagating_bits", "codec", "rounding", "group", "lossy", "min_bytes")
+"""Options that a replayed plan has already answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything a user can choose. Hashable and picklable; equal options compile equal graphs."""
+
+    bits: int = 4
+    """Width for GEMM/conv operands whose error reaches only a leaf gradient: 1, 2, 4 or 8."""
+    propagating_bits: int = 8
+    """Width for values whose error enters other activations' gradients, and attention operands: 2, 4 or 8."""
+    codec: str = "affine"
+    """The lossy codec: affine or float8."""
+    rounding: str = "stochastic"
+    """How lossy codes are rounded: stochastic (unbiased) or nearest."""
+    group: int = 0
+    """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024."""
+    lossy: bool = True
+    """False: exact codecs only."""
+    min_bytes: int = 16384
+    """Smaller tensors are kept as they are. An int, or text such as "16KiB"."""
+    seed: int = 0
+    """Seed of the rounding noise; the user's random stream is never read."""
+    inner: str = "inductor"
+    """The compiler that gets the rewritten graphs: inductor or aot_eager."""
+    mode: str | None = None
+    """Inductor mode, as `torch.compile(mode=…)`."""
+    inductor: tuple[tuple[str, object], ...] = ()
+    """Inductor config patches, given as a dict: dotted name to number, bool, string or list of those."""
+    plan: str | None = None
+    """Path of a plan file to replay instead of choosing."""
+    save_plan: str | None = None
+    """Path at which the plan is written."""
+    strict: bool = False
+    """Raise where otherwise a graph would be compiled unchanged with a warning."""
+    disable_passes: tuple[str, ...] = ()
+    """Names of passes to leave out; a list, or text with commas."""
+    limit: int | None = None
+    """Compress only the first n tensors; for bisection."""
+
+    def __post_init__(self) -> None:
+        for name, rule in RULES.items():
+            object.__setattr__(self, name, _parsed(name, rule, getattr(self, name), f"option {name!r}"))
+        _check_conflicts(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """All options by name, JSON-able; `from_mapping` takes it back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "inductor": self.inductor_patches(), "disable_passes": list(self.disable_passes)}
+
+    def inductor_patches(self) -> dict[str, object]:
+        """The Inductor config patches as `compile_fx(config_patches=…)` takes them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in self.inductor}
+
+    def canonical(self) -> str:
+        """JSON text for cache keys: options that can compile to different graphs have different texts.
+
+        `save_plan` is left out, because where a report is written changes nothing. `plan` enters by its path only: a
+        cache key must cover the content of that file besides.
+        """
+        values = self.to_dict()
+        del values["save_plan"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | None = None) -> Options:
+    """Build options from explicit values over environment variables over the TOML file.
+
+    Args:
+        mapping: what the user gave, for example as `torch.compile(options=…)`.
+        mode: what the user gave as `torch.compile(mode=…)`.
+
+    Raises:
+        OptionError: a key is unknown, a value is wrong, or two options conflict.
+    """
+    explicit = dict(mapping or {})
+    if mode is not None:
+        if explicit.get("mode") is not None:
+            raise OptionError(f"option 'mode' is given twice: mode={mode!r} and options['mode']={explicit['mode']!r}")
+        explicit["mode"] = mode
+    layers = (*_environment_layers(os.environ), ("option", explicit))
+    values: dict[str, object] = {}
+    for origin, layer in layers:
+        for key, value in layer.items():
+            rule = _rule(key, origin)
+            values[key] = _parsed(key, rule, value, f"{origin} {key!r}")
+    return Options(**values)  # type: ignore[arg-type]
+
+
+def value_from_text(name: str, text: str, origin: str = "option") -> object:
+    """Read the value of option `name` from a command line or an environment variable."""
+    rule = _rule(name, origin)
+    where = f"{origin} {name!r}"
+    try:
+        value = rule.from_text(text)
+    except ValueError:
+        _refuse(name, rule, text, where)
+    return _parsed(name, rule, value, where)
+
+
+DEFAULTS: dict[str, object] = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+
+
+def _rule(key: object, origin: str) -> Rule:
+    if not isinstance(key, str) or key not in RULES:
+        raise OptionError(f"unknown {origin} {key!r}: {nearest(str(key), RULES)}")
+    return RULES[key]
+
+
+def _parsed(name: str, rule: Rule, value: object, where: str) -> object:
+    try:
+        return rule.parse(value)
+    except ValueError:
+        _refuse(name, rule, value, where)
+
+
+def _refuse(name: str, rule: Rule, value: object, where: str) -> NoReturn:
+    try:
+        found = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        found = "a huge number"
+    found = found if len(found) <= 80 else found[:77] + "..."
+    raise OptionError(
+        f"{where}: found {found} ({type(value).__name__}), allowed: {rule.allowed} (default {DEFAULTS[name]!r})"
+    ) from None
+
+
+def _check_conflicts(options: Options) -> None:
+    """Refuse pairs of options of which one would silently be ignored."""
+    changed = [name for name, default in DEFAULTS.items() if getattr(options, name) != default]
+    for name in changed:
+        if options.plan is not None and name in DECIDED_BY_PLAN:
+            raise OptionError(f"options 'plan' and {name!r} conflict: the plan file already decides this; drop one")
+        if options.inner != "inductor" and name in ("mode", "inductor"):
+            raise OptionError(f"options 'inner' and {name!r} conflict: inner={options.inner!r} does not use Inductor")
+        if options.codec == "float8" and name in ("bits", "propagating_bits") and getattr(options, name) != 8:
+            raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
+    if "custom_partitioner_fn" in dict(options.inductor):
+        raise OptionError("option 'inductor': 'custom_partitioner_fn' is the seat of fxcompress itself; leave it out")
+
+
+def _environment_layers(environ: Mapping[str, str]) -> tuple[tuple[str, dict[str, object]], ...]:
+    variables: dict[str, object] = {}
+    for variable in sorted(environ):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE or not environ[variable]:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name in RULES:
+            variables[name] = value_from_text(name, environ[variable], "environment variable for option")
+        elif close := difflib.get_close_matches(name, RULES, n=1, cutoff=0.75):
+            meant = ENVIRONMENT_PREFIX + close[0].upper()
+            raise OptionError(f"unknown environment variable {variable!r}: did you mean {meant!r}?")
+    path = environ.get(CONFIG_VARIABLE, "")
+    table = _read_config(path) if path else {}
+    return ((f"{path} option", table), ("environment variable for option", variables))
+
+
+def _read_config(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{CONFIG_VARIABLE}={path}: cannot be read as TOML: {error}") from error
+    stray = [key for key in content if key != "options"]
+    table = content.get("options", {})
+    if stray or not isinstance(table, dict):
+        found = f"found {stray[0]!r}" if stray else f"found options = {table!r}"
+        raise OptionError(f"{path}: {found}; a configuration file has one table, [options]")
+    return table
