@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NoReturn
 
+INNER = ("inductor", "aot_eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
 
@@ -148,7 +149,7 @@ RULES: dict[str, Rule] = {
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),
-    "inner": _one_of(("inductor", "aot_eager")),
+    "inner": _one_of(INNER),
     "mode": _optional(_one_of(MODES)),
     "inductor": Rule(
         "a dict of dotted Inductor config names to numbers, bools, strings, None or lists of those",

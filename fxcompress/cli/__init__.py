@@ -1,0 +1,66 @@
+"""The command `fxcompress`: one module per subcommand, each with `prepare_parser(parser)` and `run(args) -> int`.
+
+Data goes to stdout and notes to stderr. Exit status: 0 fine, 1 a check failed or two plans differ, 2 anything else that
+kept the command from its answer: usage, bad input, an error in the user's model.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import fxcompress
+from fxcompress.cli import diff, env, explain, plan, show, verify
+from fxcompress.errors import FxcompressError
+
+COMMANDS = {"explain": explain, "plan": plan, "show": show, "diff": diff, "verify": verify, "env": env}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # An ASCII-only stream gets a question mark for an arrow instead of an exception.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+    args = make_parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except FxcompressError as error:
+        if args.verbose > 1:
+            traceback.print_exc()
+        print(f"fxcompress: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader has what it wanted (`| head`); nothing may be written to the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        # Python's own status for an uncaught error is 1, which here means that a check was made and failed.
+        traceback.print_exc()
+        return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        prog="fxcompress", description="Plan how every tensor saved for backward is represented, and explain the plan."
+    )
+    parser.add_argument("--version", action="version", version=f"fxcompress {fxcompress.__version__}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").partition("\n")[0]
+        subparser = subparsers.add_parser(
+            name, help=summary, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        subparser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+        subparser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: show tracebacks")
+        subparser.add_argument("-q", "--quiet", action="store_true", help="print no notes and no tables")
+        command.prepare_parser(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser

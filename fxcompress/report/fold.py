@@ -1,0 +1,76 @@
+"""Fold the decisions of one graph into rows: tensors of identical layers that are treated alike become one row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxcompress.facts import CALLER_HELD
+from fxcompress.plan import KEEP, Decision
+from fxcompress.report.text import layer_pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Decisions that agree in layer pattern, op, shape, dtype, need, consumers, representation and bytes."""
+
+    first: Decision
+    layer: str
+    count: int
+    nbytes_before: int
+    """Storage bytes that these tensors add to the saved ones; 0 if an earlier row already counted the storage."""
+    nbytes_after: int
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor, or what the names of all of them begin with."""
+        return self.first.tensor.name + (" …" if self.count > 1 else "")
+
+
+def fold(decisions: Sequence[Decision]) -> tuple[Row, ...]:
+    """Return the rows of all tensors that are counted as saved, largest first, equal ones in graph order."""
+    groups: dict[object, list[tuple[Decision, int, int]]] = {}
+    for decision, before, after in counted(decisions):
+        if decision.tensor.refusal not in CALLER_HELD:
+            groups.setdefault(_key(decision, before, after), []).append((decision, before, after))
+    rows = [
+        Row(
+            first=group[0][0],
+            layer=_common_layer([decision for decision, _, _ in group]),
+            count=len(group),
+            nbytes_before=sum(before for _, before, _ in group),
+            nbytes_after=sum(after for _, _, after in group),
+        )
+        for group in groups.values()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.nbytes_before))
+
+
+def counted(decisions: Sequence[Decision]) -> list[tuple[Decision, int, int]]:
+    """Return each decision with the bytes that it adds before and after: a storage counts where it is first seen."""
+    seen: set[str] = set()
+    kept: set[str] = set()
+    triples = []
+    for decision in decisions:
+        tensor = decision.tensor
+        held = tensor.refusal in CALLER_HELD
+        before = 0 if held or tensor.storage in seen else tensor.storage_nbytes
+        seen.add(tensor.storage)
+        after = 0 if held else decision.nbytes
+        if decision.codec == KEEP:
+            after = 0 if held or tensor.storage in kept else tensor.storage_nbytes
+            kept.add(tensor.storage)
+        triples.append((decision, before, after))
+    return triples
+
+
+def _key(decision: Decision, before: int, after: int) -> object:
+    tensor = decision.tensor
+    return (
+        (layer_pattern(tensor.layer), tensor.op, tensor.shape, tensor.dtype, tensor.need, tensor.consumers),
+        (decision.codec, decision.params, tensor.refusal, before, after),
+    )
+
+
+def _common_layer(decisions: Sequence[Decision]) -> str:
+    layers = {decision.tensor.layer: None for decision in decisions}
+    name = next(iter(layers)) if len(layers) == 1 else layer_pattern(decisions[0].tensor.layer)
+    return name + (f" (x{len(decisions)})" if len(decisions) > 1 else "")

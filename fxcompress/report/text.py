@@ -1,0 +1,58 @@
+"""Small texts that every report shares: bytes with units, ratios, a decision's representation, layer patterns."""
+
+import re
+
+from fxcompress.plan import Decision, Param
+
+ROUNDING = {"stochastic": "SR", "nearest": "RN"}
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def human_bytes(nbytes: int) -> str:
+    """Return a byte count with a binary unit and about three digits: `512 B`, `1.50 KiB`, `12.3 MiB`."""
+    size, unit = float(nbytes), 0
+    while abs(size) >= 1024 and unit < len(UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    if unit == 0:
+        return f"{nbytes} B"
+    digits = 2 if abs(size) < 10 else 1 if abs(size) < 100 else 0
+    return f"{size:.{digits}f} {UNITS[unit]}"
+
+
+def signed_bytes(nbytes: int) -> str:
+    """Return a difference of byte counts with its sign."""
+    return ("+" if nbytes > 0 else "") + human_bytes(nbytes)
+
+
+def ratio(before: int, after: int) -> str:
+    """Return how many times smaller `after` is, as `5.9x`."""
+    if before == after:
+        return "1.0x"
+    return f"{before / after:.1f}x" if after else "all"
+
+
+def representation(decision: Decision) -> str:
+    """Return codec and parameters in short, as `affine 4b g128 SR`, `valueset 1b` or `keep`."""
+    return " ".join([decision.codec, *(_parameter(name, value) for name, value in decision.params)])
+
+
+def layer_pattern(layer: str) -> str:
+    """Return a module path with its positions in containers replaced: `h.11.mlp` becomes `h.*.mlp`."""
+    return re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", layer)
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: plan files come from anywhere, and terminals obey what is in them."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _parameter(name: str, value: Param) -> str:
+    if name == "bits":
+        return f"{value:g}b" if isinstance(value, int | float) else f"{value}b"
+    if name == "group":
+        return f"g{value}"
+    if name == "rounding":
+        return ROUNDING.get(str(value), str(value))
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    return f"{name}={value}"
