@@ -88,9 +88,8 @@ def build(
     parts = made if isinstance(made, tuple) else (made,)
     module, args, kwargs = (*parts, *((), {})[len(parts) - 1 :]) if 1 <= len(parts) <= 3 else (None, (), {})
     if not isinstance(module, torch.nn.Module):
-        raise OptionError(
-            f"the factory returned a {type(made).__name__}; expected an nn.Module, (module, args) or (module, args, kwargs)"
-        )
+        expected = "an nn.Module, (module, args) or (module, args, kwargs)"
+        raise OptionError(f"the factory returned a {type(made).__name__}; expected {expected}")
     if not isinstance(args, tuple | list) or not isinstance(kwargs, Mapping):
         raise OptionError("the factory's args must be a tuple and its kwargs a dict")
     made_inputs = tuple(spec.make() for spec in inputs)

@@ -261,7 +261,7 @@ def _bisect(run: Callable[[int], _Step], plain: _Step, total: int, max_error: fl
 
 def _encoded(step: _Step) -> list[str]:
     return [
-        f"{decision.tensor.name} ({decision.codec}) of layer {decision.tensor.layer or '(top)'}, {decision.tensor.source}"
+        f"{decision.tensor.name} ({decision.codec}), layer {decision.tensor.layer or '(top)'}, {decision.tensor.source}"
         for graph in step.graphs
         for decision in graph.decisions
         if decision.codec not in (KEEP, "drop")

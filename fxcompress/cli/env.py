@@ -51,11 +51,10 @@ def _versions() -> dict[str, str]:
 
 def _torch_facts() -> dict[str, str]:
     import torch
-    from torch._dynamo import list_backends
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "backend": "actcomp listed" if "actcomp" in list_backends() else "actcomp not listed",
+        "backend": "actcomp listed" if "actcomp" in torch.compiler.list_backends() else "actcomp not listed",
         "compiler": _cpp_compiler(),
         "cuda": ", ".join(devices) or "no device",
         "cache": _cache_folder(),

@@ -62,7 +62,7 @@ def load_factory(target: str) -> Callable[[], object]:
         OptionError: there is no such module or factory, or it cannot be called.
     """
     module_name, separator, path = target.partition(":")
-    if not separator or not module_name or not path:
+    if not separator or not module_name or module_name.startswith(".") or not path:
         raise OptionError(f"target {target!r}: expected module:factory, as bench.models:gpt2")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -71,9 +71,8 @@ def load_factory(target: str) -> Callable[[], object]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise OptionError(
-            f"target {target!r}: there is no module {error.name!r} (looked in {os.getcwd()} too)"
-        ) from error
+        where = f"looked in {os.getcwd()} too"
+        raise OptionError(f"target {target!r}: there is no module {error.name!r} ({where})") from error
     for name in path.split("."):
         if not hasattr(found, name):
             raise OptionError(f"target {target!r}: no {name!r} there; {nearest(name, _public(found))}")
@@ -84,4 +83,4 @@ def load_factory(target: str) -> Callable[[], object]:
 
 
 def _public(module: object) -> list[str]:
-    return [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+    return [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]

@@ -18,13 +18,9 @@ from fxcompress.option_rules import INNER
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     add_target(parser)
-    parser.add_argument(
-        "--inner", choices=INNER, default="aot_eager", help="inner compiler (default: aot_eager, faster)"
-    )
+    parser.add_argument("--inner", choices=INNER, default="aot_eager", help="inner compiler (default: aot_eager)")
     parser.add_argument("--max-error", type=float, default=0.1, help="largest relative error allowed (default: 0.1)")
-    parser.add_argument(
-        "--bisect", action="store_true", help="find the first tensor that pushes the error above the limit"
-    )
+    parser.add_argument("--bisect", action="store_true", help="find the first tensor that is too much")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,10 +24,11 @@ def print_verification(result: "Verification", console: Console, *, verbose: boo
     if verbose:
         _print_errors("output or buffer", [*result.outputs, *result.buffers], console)
     before, after = result.saved_bytes_before, result.saved_bytes_after
+    saved = f"{human_bytes(before)} → {human_bytes(after)} ({ratio(before, after)})"
     lines = {
         "whole gradient": f"relative error {result.gradient_rel_error:.3g}, allowed {result.max_error:g}",
         "loss": f"{result.loss_plain:.9g} plain, {result.loss:.9g} compressed, inner compiler {result.inner}",
-        "saved": f"{human_bytes(before)} → {human_bytes(after)} ({ratio(before, after)}), {result.compressed} tensors encoded",
+        "saved": f"{saved}, {result.compressed} tensors encoded",
     }
     if result.culprit:
         lines["first too much"] = result.culprit

@@ -39,9 +39,8 @@ def print_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
     """
     for number, graph in enumerate(plan.graphs):
         if len(plan.graphs) > 1:
-            print_line(
-                console, f"graph {number + 1} of {len(plan.graphs)}, fingerprint {graph.fingerprint[:12]}", "bold"
-            )
+            title = f"graph {number + 1} of {len(plan.graphs)}, fingerprint {graph.fingerprint[:12]}"
+            print_line(console, title, "bold")
         _print_graph(graph, console, verbose=verbose)
     if len(plan.graphs) != 1:
         before = sum(graph.saved_bytes_before for graph in plan.graphs)
