@@ -1,0 +1,5 @@
+"""Affine group quantization."""
+
+from fxcompress.codecs.affine.codec import Affine
+
+__all__ = ["Affine"]

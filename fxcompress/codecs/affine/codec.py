@@ -1,0 +1,89 @@
+"""Affine group quantization: 1 to 8 bits per element, one bf16 scale and zero per group (as in ActNN and GACT)."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from fxcompress.codecs.affine import reference
+from fxcompress.codecs.base import Contract, Field
+from fxcompress.codecs.bitpack import WIDTHS
+from fxcompress.codecs.noise import SLICES
+from fxcompress.errors import OptionError
+
+Rounding = Literal["stochastic", "nearest"]
+_DEFAULT_GROUP = {1: 64, 2: 64, 4: 128, 8: 128}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Codes of `bits` per element and 32 bits of metadata per `group` elements.
+
+    One step is (max - min)/(2^bits - 1) of the group, with min and the quotient rounded outwards to bf16. A group that
+    holds NaN, Inf or a magnitude above 2¹²⁵ decodes to NaN, and no other group does; a constant that bf16 can
+    represent is exact.
+
+    Zero-preserving storage is for non-negative tensors: zeros decode to zeros, even in a group that is not finite, and
+    nothing else decodes to zero. It costs one code, and values below 2⁻¹²⁶ may come back as 2⁻¹²⁶.
+
+    Attributes:
+        bits: 1, 2, 4 or 8.
+        group: elements per group, a multiple of 16; 0 picks 64 up to 2 bits and 128 above.
+        rounding: stochastic is unbiased; nearest halves the largest error and adds the same bias at every step.
+        zero_preserving: whether code 0 is kept for x = 0; needs 2 bits.
+    """
+
+    bits: int = 4
+    group: int = 0
+    rounding: Rounding = "stochastic"
+    zero_preserving: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in WIDTHS:
+            raise OptionError(f"affine: bits is {self.bits!r}; choose one of {WIDTHS}")
+        if not isinstance(self.group, int) or self.group < 0 or self.group % SLICES:
+            raise OptionError(f"affine: group is {self.group!r}; choose a multiple of {SLICES}, or 0 for the default")
+        if self.rounding not in get_args(Rounding):
+            raise OptionError(f"affine: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
+        if self.zero_preserving and self.bits < 2:
+            raise OptionError("affine: zero_preserving takes one code for zero; choose bits=2 or more")
+        # Equal configurations must compare and serialise equal, whether or not the default was spelled out.
+        object.__setattr__(self, "group", self.group or _DEFAULT_GROUP[self.bits])
+
+    @property
+    def name(self) -> str:
+        return "affine"
+
+    @property
+    def contract(self) -> Contract:
+        """Unbiased, or bounded by half a step, stated relative to the group's largest magnitude."""
+        if self.rounding == "stochastic":
+            return Contract("unbiased")
+        outward = (1 + 2**-7) ** 2
+        if self.zero_preserving:
+            return Contract("bounded", outward / (2 * (2**self.bits - 2)))
+        return Contract("bounded", outward / (2**self.bits - 1))
+
+    def refuse(self, dtype: torch.dtype) -> str:
+        """Why `dtype` cannot be stored, or empty."""
+        return "" if dtype in _DTYPES else f"affine stores floating point only, not {dtype}"
+
+    def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
+        """`codes` uint8 and `word` int32 (scale << 16 | zero, bf16 each), whatever `dtype`."""
+        groups = -(-cols // self.group)
+        return (
+            Field("codes", (groups, self.group * self.bits // 8), torch.uint8),
+            Field("word", (groups,), torch.int32),
+        )
+
+    def encode(self, x: torch.Tensor, salt: int) -> tuple[torch.Tensor, ...]:
+        """`[*lead, cols]` → (codes, word)."""
+        quantize = reference.encode_zero_preserving if self.zero_preserving else reference.encode
+        return quantize(x, self.bits, self.group, salt if self.rounding == "stochastic" else None)
+
+    def decode(self, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype) -> torch.Tensor:
+        """(codes, word) → `[*lead, cols]` of `dtype`."""
+        codes, word = parts
+        dequantize = reference.decode_zero_preserving if self.zero_preserving else reference.decode
+        return dequantize(codes, word, self.bits, cols, dtype)

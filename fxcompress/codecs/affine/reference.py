@@ -1,0 +1,105 @@
+"""Affine group quantization in traceable ATen: the CPU path in production, and what other kernels are tested against.
+
+With B = 2^bits - 1 and, per group, a bf16 zero ≤ min and a bf16 scale ≥ (max - zero)/B:
+
+    code = floor((x - zero)/scale + u),   x̂ = zero + code·scale
+
+Both roundings are outwards, so every code is in 0 … B without a clamp and |x̂ - x| ≤ scale. u is ½ for nearest and
+(byte + ½)/256 for stochastic rounding; the half a byte centres the noise, so that sums over many elements have no bias.
+All arithmetic is fp32, whatever the input.
+"""
+
+import math
+
+import torch
+
+from fxcompress.codecs import bitpack, noise
+from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE, bf16_floor, inverse, scale_for, to_groups, to_rows
+
+_HIGH_HALF = -65536
+_NAN_SCALE = 0x7FC00000
+
+
+def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
+    """Pack the groups' metadata.
+
+    Args:
+        zero: fp32 `[*lead, groups]`, bf16 values at or below the group's minimum.
+        top: fp32 `[*lead, groups]`, the group's maximum; NaN if the group holds one.
+        levels: number of steps from zero to top.
+
+    Returns:
+        int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
+    """
+    scale = scale_for(top - zero, levels)
+    word = scale.view(torch.int32) | ((zero.view(torch.int32) >> 16) & 0xFFFF)
+    finite = (zero >= -LARGEST) & (top <= LARGEST)
+    return torch.where(finite, word, _NAN_SCALE)
+
+
+def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int32 `[*lead, groups]` → fp32 (scale, zero), each `[*lead, groups, 1]`."""
+    wide = word[..., None]
+    return (wide & _HIGH_HALF).view(torch.float32), (wide << 16).view(torch.float32)
+
+
+def encode(x: torch.Tensor, bits: int, group: int, salt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize real values.
+
+    Args:
+        x: `[*lead, cols]`, any float dtype.
+        bits: 1, 2, 4 or 8.
+        group: elements per group.
+        salt: the noise's name for stochastic rounding, None for nearest.
+
+    Returns:
+        codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
+    """
+    values = to_groups(x, group).to(torch.float32)
+    word = make_word(bf16_floor(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    scale, zero = read_word(word)
+    return _pack((values - zero) * inverse(scale), word, bits, salt), word
+
+
+def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
+    scale, zero = read_word(word)
+    return to_rows(bitpack.unpack(codes, bits) * scale + zero, cols, dtype)
+
+
+def encode_zero_preserving(
+    x: torch.Tensor, bits: int, group: int, salt: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize non-negative values so that code 0 stands for x ≤ 0 and for nothing else; NaN counts as positive.
+
+    The positive values of a group share the codes 1 … B over their own range. Arguments and results as in `encode`.
+    """
+    grouped = to_groups(x, group)
+    positive = ~(grouped <= 0)
+    values = grouped.to(torch.float32)
+    lowest = bf16_floor(torch.where(positive, values, math.inf).amin(-1))
+    # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
+    zero = torch.where(lowest == math.inf, 0.0, lowest.clamp_min(SMALLEST_SCALE))
+    word = make_word(zero, values.amax(-1), 2**bits - 2)
+    scale, zero = read_word(word)
+    steps = (values - zero) * inverse(scale)
+    # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
+    codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
+    return _pack(codes, word, bits, salt), word
+
+
+def decode_zero_preserving(
+    codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Inverse of `encode_zero_preserving`: `[*lead, cols]` of `dtype`."""
+    scale, zero = read_word(word)
+    wide = bitpack.unpack(codes, bits)
+    return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
+
+
+def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | None) -> torch.Tensor:
+    """Round real-valued codes, fp32 `[*lead, groups, group]`, and pack them."""
+    if salt is None:
+        return bitpack.pack((codes + 0.5).to(torch.int32), bits)
+    fixed = (codes * 256.0 + 0.5).to(torch.int32)
+    return bitpack.pack_dithered(fixed, noise.words(salt, word, codes.shape[-1]), bits)

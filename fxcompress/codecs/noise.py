@@ -1,0 +1,69 @@
+"""Stateless rounding noise: one byte per element from Philox4x32-7 (Salmon et al., SC 2011).
+
+The key is (salt, the group's metadata word) and the counter (group index low, group index high, k, 0), so the noise
+depends on nothing but the tensor's name, its data and the place in it: it is the same on every rank, in a replay and for
+any launch geometry, and the user's random stream is not touched. One call yields 16 bytes for 16 elements: with G
+elements per group, element e uses call k = e mod (G/16) and byte e // (G/16). No byte serves twice, because that would
+multiply the variance of dot products.
+"""
+
+import torch
+
+ROUNDS = 7
+SLICES = 16
+"""Bytes per Philox call, hence slices per group: slice s holds elements s·G/16 … (s+1)·G/16 - 1."""
+
+_LOW = 0xFFFFFFFF
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+# The multipliers minus 2³²: a product with a 32-bit counter then fits int64; the plain one overflows, undefined in C++.
+_MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
+
+
+def _multiply(multiplier: int, counter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low halves of the 64-bit product with `multiplier + 2³²`, each right in its low 32 bits only."""
+    product = counter * multiplier
+    return (product >> 32) + counter, product
+
+
+def philox(
+    key: tuple[int, torch.Tensor], counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor], rounds: int = ROUNDS
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Philox4x32 of (counter, 0), in int64.
+
+    Args:
+        key: a 32-bit int and an int64 tensor of which the low 32 bits count.
+        counter: three int64 tensors that broadcast together, each within 0 … 2³²-1.
+        rounds: 7 for noise; 10 has published test vectors.
+
+    Returns:
+        Four int64 tensors; only their low 32 bits are meaningful.
+    """
+    c0, c1, c2 = counter
+    c3 = torch.zeros_like(c2)
+    for step in range(rounds):
+        key0, key1 = (key[0] + step * _WEYL[0]) & _LOW, key[1] + step * _WEYL[1] if step else key[1]
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = (high1 ^ c1 ^ key0) & _LOW, low1, (high0 ^ c3 ^ key1) & _LOW, low0
+    return c0, c1, c2, c3
+
+
+def group_index(word: torch.Tensor) -> torch.Tensor:
+    """int64 `[*lead, groups]`: the row-major index of each group. `word` gives shape and device."""
+    return torch.arange(word.numel(), dtype=torch.int64, device=word.device).reshape(word.shape)
+
+
+def words(salt: int, word: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four int32 tensors `[*lead, groups, group/16]`; byte b of tensor w, lowest first, is for slice 4·w + b.
+
+    Args:
+        salt: names the tensor; its low 32 bits count.
+        word: the groups' metadata, int32 `[*lead, groups]`.
+        group: elements per group, a multiple of 16.
+    """
+    index = group_index(word)[..., None]
+    # The mask changes no value; it keeps Inductor from folding a multiplication into the arange, with an int32 step.
+    call = torch.arange(group // SLICES, dtype=torch.int64, device=word.device) & _LOW
+    key = salt & _LOW, word[..., None].to(torch.int64)
+    w0, w1, w2, w3 = philox(key, (index & _LOW, index >> 32, call))
+    return w0.to(torch.int32), w1.to(torch.int32), w2.to(torch.int32), w3.to(torch.int32)

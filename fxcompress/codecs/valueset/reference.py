@@ -1,0 +1,62 @@
+"""Exact integer codes in traceable ATen, split into pieces whose widths fill bytes evenly (11 bits = 8 + 2 + 1)."""
+
+import torch
+
+from fxcompress.codecs import bitpack
+
+BLOCK = 64
+"""Elements per half-split block; a row's last block is filled up with code 0."""
+
+
+def widths(bits: int) -> tuple[int, ...]:
+    """Widths of the pieces that hold `bits` bits, from the low bits up."""
+    return (8,) * (bits // 8) + tuple(width for width in (4, 2, 1) if bits % 8 & width)
+
+
+def encode(x: torch.Tensor, lo: int, step: int, bits: int, wide: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Codes (x - lo)/step of `[*lead, cols]`.
+
+    Args:
+        x: bool, integer or floating point; every value is lo + step·k with 0 ≤ k < 2^bits.
+        lo: the value of code 0.
+        step: distance of neighbouring values.
+        bits: bits per code.
+        wide: integer dtype that holds every value and every code.
+
+    Returns:
+        One uint8 `[*lead, blocks, 8·width]` per piece.
+    """
+    codes = x.to(wide)
+    if lo:
+        codes = codes - lo
+    if step > 1:
+        codes = torch.div(codes, step, rounding_mode="floor")
+    *lead, cols = x.shape
+    missing = -cols % BLOCK
+    if missing:
+        codes = torch.nn.functional.pad(codes, (0, missing))
+    codes = codes.reshape(*lead, (cols + missing) // BLOCK, BLOCK)
+    pieces = []
+    at = 0
+    for width in widths(bits):
+        piece = (codes >> at if at else codes) & (2**width - 1)
+        pieces.append(bitpack.pack(piece.to(torch.int32), width))
+        at += width
+    return tuple(pieces)
+
+
+def decode(
+    pieces: tuple[torch.Tensor, ...], lo: int, step: int, bits: int, cols: int, dtype: torch.dtype, wide: torch.dtype
+) -> torch.Tensor:
+    """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
+    at = 0
+    codes = None
+    for piece, width in zip(pieces, widths(bits), strict=True):
+        part = bitpack.unpack(piece, width).to(wide) << at
+        codes = part if codes is None else codes | part
+        at += width
+    assert codes is not None
+    values = codes * step + lo if (lo, step) != (0, 1) else codes
+    *lead, blocks, block = values.shape
+    rows = values.to(dtype).reshape(*lead, blocks * block)
+    return rows if cols == blocks * block else rows[..., :cols]
