@@ -135,6 +135,8 @@ def _pairs_to_json(pairs: Iterable[tuple[str, object]]) -> Json:
     for name, value in pairs:
         if name in content:
             raise PlanError(f"the parameter {name!r} is given twice")
+        if not isinstance(value, str | int | float):
+            raise PlanError(f"the parameter {name!r} is a {type(value).__name__}, which a plan cannot hold")
         content[name] = to_json(value)
     return content
 

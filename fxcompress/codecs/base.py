@@ -19,8 +19,9 @@ ErrorKind = Literal["exact", "unbiased", "bounded", "contractive"]
 class Contract:
     """What holds between a finite `x` and its decode.
 
-    `exact`: bit-equal. `unbiased`: E[decode] = x over the rounding noise, |error| ≤ one step. `bounded`: |error| ≤ bound.
-    `contractive`: ‖error‖ ≤ bound·‖x‖ with bound < 1. For the last two, `bound` is a float; else it is 0.
+    `exact`: bit-equal. `unbiased`: E[decode] = x over the rounding noise, |error| ≤ one step. `bounded`: |error| ≤
+    bound·m, m the largest magnitude of the group. `contractive`: ‖error‖ ≤ bound·‖x‖ with bound < 1. For the last two,
+    `bound` is a float; else it is 0.
     """
 
     kind: ErrorKind
@@ -58,8 +59,8 @@ class Codec(Protocol):
     def fields(self, cols: int, dtype: "torch.dtype") -> tuple[Field, ...]:
         """The payload of one row of `cols` elements."""
 
-    def encode(self, x: "torch.Tensor", salt: int) -> tuple["torch.Tensor", ...]:
-        """`[*lead, cols]` → payload tensors as `fields` states. `salt` names the tensor in the rounding noise."""
+    def encode(self, x: "torch.Tensor", salt: "int | torch.Tensor") -> tuple["torch.Tensor", ...]:
+        """`[*lead, cols]` → payload tensors as `fields` states. `salt` names the tensor in the noise."""
 
     def decode(self, parts: tuple["torch.Tensor", ...], cols: int, dtype: "torch.dtype") -> "torch.Tensor":
         """Payload → `[*lead, cols]` of `dtype`."""

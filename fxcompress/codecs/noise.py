@@ -1,8 +1,8 @@
 """Stateless rounding noise: one byte per element from Philox4x32-7 (Salmon et al., SC 2011).
 
 The key is (salt, the group's metadata word) and the counter (group index low, group index high, k, 0), so the noise
-depends on nothing but the tensor's name, its data and the place in it: it is the same on every rank, in a replay and for
-any launch geometry, and the user's random stream is not touched. One call yields 16 bytes for 16 elements: with G
+depends on nothing but the tensor's name, its data and the place in it: it is the same on every rank, in a replay and
+for any launch geometry, and the user's random stream is not touched. One call yields 16 bytes for 16 elements: with G
 elements per group, element e uses call k = e mod (G/16) and byte e // (G/16). No byte serves twice, because that would
 multiply the variance of dot products.
 """
@@ -26,12 +26,14 @@ def _multiply(multiplier: int, counter: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def philox(
-    key: tuple[int, torch.Tensor], counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor], rounds: int = ROUNDS
+    key: tuple[int | torch.Tensor, torch.Tensor],
+    counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rounds: int = ROUNDS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Philox4x32 of (counter, 0), in int64.
 
     Args:
-        key: a 32-bit int and an int64 tensor of which the low 32 bits count.
+        key: two of int or int64 tensor, of which the low 32 bits count; the second is a tensor.
         counter: three int64 tensors that broadcast together, each within 0 … 2³²-1.
         rounds: 7 for noise; 10 has published test vectors.
 
@@ -41,7 +43,7 @@ def philox(
     c0, c1, c2 = counter
     c3 = torch.zeros_like(c2)
     for step in range(rounds):
-        key0, key1 = (key[0] + step * _WEYL[0]) & _LOW, key[1] + step * _WEYL[1] if step else key[1]
+        key0, key1 = (part + step * weyl if step else part for part, weyl in zip(key, _WEYL, strict=True))
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = (high1 ^ c1 ^ key0) & _LOW, low1, (high0 ^ c3 ^ key1) & _LOW, low0
@@ -53,17 +55,18 @@ def group_index(word: torch.Tensor) -> torch.Tensor:
     return torch.arange(word.numel(), dtype=torch.int64, device=word.device).reshape(word.shape)
 
 
-def words(salt: int, word: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def words(
+    salt: int | torch.Tensor, word: torch.Tensor, group: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Four int32 tensors `[*lead, groups, group/16]`; byte b of tensor w, lowest first, is for slice 4·w + b.
 
     Args:
-        salt: names the tensor; its low 32 bits count.
+        salt: names the tensor, as an int or a 0-dimensional int64 tensor; its low 32 bits count.
         word: the groups' metadata, int32 `[*lead, groups]`.
         group: elements per group, a multiple of 16.
     """
     index = group_index(word)[..., None]
     # The mask changes no value; it keeps Inductor from folding a multiplication into the arange, with an int32 step.
     call = torch.arange(group // SLICES, dtype=torch.int64, device=word.device) & _LOW
-    key = salt & _LOW, word[..., None].to(torch.int64)
-    w0, w1, w2, w3 = philox(key, (index & _LOW, index >> 32, call))
+    w0, w1, w2, w3 = philox((salt, word[..., None].to(torch.int64)), (index & _LOW, index >> 32, call))
     return w0.to(torch.int32), w1.to(torch.int32), w2.to(torch.int32), w3.to(torch.int32)

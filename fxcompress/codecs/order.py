@@ -6,11 +6,55 @@ Nothing here installs a guard on a symbolic size: what cannot be proved is taken
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Size = int | torch.SymInt
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOrder:
+    """How a dense tensor lies in memory.
+
+    Attributes:
+        dims: its dimensions from the slowest to the fastest.
+        lead: sizes in that order up to the last symbolic one; empty if all are static.
+        tail: the static sizes after it, which become one row.
+    """
+
+    dims: tuple[int, ...]
+    lead: tuple[Size, ...]
+    tail: tuple[int, ...]
+
+    @property
+    def cols(self) -> int:
+        """Elements per row."""
+        return math.prod(self.tail)
+
+
+def memory_order(x: torch.Tensor) -> MemoryOrder | None:
+    """The memory order of `x`, or None if it is not known to fill memory without gaps or overlap."""
+    dims = permutation(x.shape, x.stride())
+    if not is_dense(x.shape, x.stride()):
+        return None
+    lead, tail = split([x.shape[dim] for dim in dims])
+    return MemoryOrder(dims, lead, tail)
+
+
+def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
+    """A tensor that lies as `order` says, as `[*lead, cols]`: a view."""
+    ordered = x.permute(order.dims)
+    return ordered.reshape(*ordered.shape[: len(order.lead)], order.cols)
+
+
+def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
+    """`[*lead, cols]` → a view with the original sizes and strides (those of size-1 dimensions are free)."""
+    back = [0] * len(order.dims)
+    for position, dim in enumerate(order.dims):
+        back[dim] = position
+    return rows.reshape(*rows.shape[:-1], *order.tail).permute(back)
 
 
 def permutation(sizes: Sequence[Size], strides: Sequence[Size]) -> tuple[int, ...]:
@@ -43,22 +87,7 @@ def is_dense(sizes: Sequence[Size], strides: Sequence[Size]) -> bool:
     return True
 
 
-def split(sizes: Sequence[Size]) -> tuple[tuple[Size, ...], int]:
-    """Sizes in memory order → (lead, cols): cols is the product of the static sizes after the last symbolic one."""
-    first = max((i + 1 for i, size in enumerate(sizes) if not isinstance(size, int)), default=0)
-    return tuple(sizes[:first]), math.prod(int(size) for size in sizes[first:])
-
-
-def to_rows(x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-    """A dense tensor as `[*lead, cols]`, a view. `order` is its `permutation`."""
-    ordered = x.permute(*order)
-    lead, cols = split(ordered.shape)
-    return ordered.reshape(*lead, cols)
-
-
-def from_rows(rows: torch.Tensor, sizes: Sequence[Size], order: Sequence[int]) -> torch.Tensor:
-    """`[*lead, cols]` → a view with the original `sizes` and strides (those of size-1 dims are free)."""
-    back = [0] * len(order)
-    for position, dim in enumerate(order):
-        back[dim] = position
-    return rows.reshape([sizes[dim] for dim in order]).permute(*back)
+def split(sizes: Sequence[Size]) -> tuple[tuple[Size, ...], tuple[int, ...]]:
+    """Sizes in memory order, cut after the last symbolic one."""
+    cut = max((i + 1 for i, size in enumerate(sizes) if not isinstance(size, int)), default=0)
+    return tuple(sizes[:cut]), tuple(size for size in sizes[cut:] if isinstance(size, int))

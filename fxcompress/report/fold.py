@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, Decision
+from fxcompress.plan import Decision
 from fxcompress.report.text import layer_pattern
 
 
@@ -47,18 +47,13 @@ def fold(decisions: Sequence[Decision]) -> tuple[Row, ...]:
 def counted(decisions: Sequence[Decision]) -> list[tuple[Decision, int, int]]:
     """Return each decision with the bytes that it adds before and after: a storage counts where it is first seen."""
     seen: set[str] = set()
-    kept: set[str] = set()
     triples = []
     for decision in decisions:
         tensor = decision.tensor
         held = tensor.refusal in CALLER_HELD
         before = 0 if held or tensor.storage in seen else tensor.storage_nbytes
         seen.add(tensor.storage)
-        after = 0 if held else decision.nbytes
-        if decision.codec == KEEP:
-            after = 0 if held or tensor.storage in kept else tensor.storage_nbytes
-            kept.add(tensor.storage)
-        triples.append((decision, before, after))
+        triples.append((decision, before, 0 if held else decision.nbytes))
     return triples
 
 

@@ -118,11 +118,11 @@ def _plan_table(rows: Sequence[Row], *, verbose: bool) -> Table:
             tensor.op,
             "x".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype,
-            human_bytes(row.nbytes_before) if row.nbytes_before else "shared",
+            human_bytes(row.nbytes_before),
             ", ".join(tensor.consumers) or "–",
             tensor.need,
             representation(decision),
-            human_bytes(row.nbytes_after) if row.nbytes_after or decision.codec != KEEP else "shared",
+            human_bytes(row.nbytes_after),
         ]
         add_row(table, *cells, *([decision.reason] if verbose else []), style="dim" if decision.codec == KEEP else "")
     return table

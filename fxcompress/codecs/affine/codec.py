@@ -77,7 +77,7 @@ class Affine:
             Field("word", (groups,), torch.int32),
         )
 
-    def encode(self, x: torch.Tensor, salt: int) -> tuple[torch.Tensor, ...]:
+    def encode(self, x: torch.Tensor, salt: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[*lead, cols]` → (codes, word)."""
         quantize = reference.encode_zero_preserving if self.zero_preserving else reference.encode
         return quantize(x, self.bits, self.group, salt if self.rounding == "stochastic" else None)

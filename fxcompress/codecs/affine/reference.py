@@ -43,7 +43,9 @@ def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide & _HIGH_HALF).view(torch.float32), (wide << 16).view(torch.float32)
 
 
-def encode(x: torch.Tensor, bits: int, group: int, salt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    x: torch.Tensor, bits: int, group: int, salt: int | torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize real values.
 
     Args:
@@ -68,7 +70,7 @@ def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype:
 
 
 def encode_zero_preserving(
-    x: torch.Tensor, bits: int, group: int, salt: int | None
+    x: torch.Tensor, bits: int, group: int, salt: int | torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize non-negative values so that code 0 stands for x ≤ 0 and for nothing else; NaN counts as positive.
 
@@ -97,7 +99,7 @@ def decode_zero_preserving(
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
 
 
-def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | None) -> torch.Tensor:
+def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
     """Round real-valued codes, fp32 `[*lead, groups, group]`, and pack them."""
     if salt is None:
         return bitpack.pack((codes + 0.5).to(torch.int32), bits)

@@ -59,7 +59,7 @@ class Float8:
         groups = -(-cols // self.group)
         return Field("codes", (groups, self.group), _CODE[self.format]), Field("scale", (groups,), torch.bfloat16)
 
-    def encode(self, x: torch.Tensor, salt: int) -> tuple[torch.Tensor, ...]:
+    def encode(self, x: torch.Tensor, salt: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[*lead, cols]` → (codes, scale); there is no noise to salt."""
         return reference.encode(x, _CODE[self.format], self.group)
 

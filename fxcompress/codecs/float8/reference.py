@@ -19,7 +19,7 @@ def encode(x: torch.Tensor, code: torch.dtype, group: int) -> tuple[torch.Tensor
         group: elements per group.
 
     Returns:
-        codes of dtype `code` `[*lead, groups, group]`, scale bf16 `[*lead, groups]`; NaN for a group that is not finite.
+        codes of dtype `code` `[*lead, groups, group]`, scale bf16 `[*lead, groups]`, NaN if not finite.
     """
     values = to_groups(x, group).to(torch.float32)
     largest = values.abs().amax(-1)

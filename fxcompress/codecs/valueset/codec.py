@@ -79,7 +79,7 @@ class Valueset:
             for i, width in enumerate(reference.widths(self.bits))
         )
 
-    def encode(self, x: torch.Tensor, salt: int) -> tuple[torch.Tensor, ...]:
+    def encode(self, x: torch.Tensor, salt: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[*lead, cols]` → the pieces; there is no noise to salt."""
         return reference.encode(x, self.lo, self.step, self.bits, self._wide)
 

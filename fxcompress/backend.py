@@ -1,0 +1,90 @@
+"""The doors into torch.compile: the `actcomp` backend, and the hook that makes plain Inductor compress.
+
+`torch.compile(model, backend="actcomp", options={…})` finds `actcomp` by its entry point, without an import. Where a
+backend cannot be named, `install()` (or `with enabled()`) sets Inductor's partitioner for the whole process.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from fxcompress import compat, ledger
+from fxcompress.errors import OptionError
+from fxcompress.ledger import reports as reports
+from fxcompress.options import Options, from_mapping
+from fxcompress.partition import ActcompPartitioner
+
+RESERVED = ("custom_partitioner_fn",)
+_previous: list[object | None] = []
+
+
+def actcomp(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, object] | None = None,
+    mode: str | None = None,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph so that what it saves for backward is stored compressed.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: its inputs; sizes may be symbolic.
+        options: see `fxcompress.Options`.
+        mode: an Inductor mode (`reduce-overhead`, `max-autotune`, …).
+        **kwargs: what newer PyTorch versions add; ignored.
+
+    Raises:
+        OptionError: an option is unknown or wrong.
+        PlanError: `options["plan"]` cannot be read, or does not fit this graph.
+    """
+    chosen = from_mapping(options, mode=mode)
+    if chosen.inner == "aot_eager":
+        partitioner = ActcompPartitioner(chosen, decompose=False)
+        return compat.compile_with_aot_eager(gm, example_inputs, partitioner)
+    partitioner = ActcompPartitioner(chosen)
+    extra = chosen.inductor_patches()
+    for key in RESERVED:
+        if key in extra:
+            raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
+    patches = {**compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
+    with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
+        return compat.compile_with_inductor(gm, example_inputs, patches)
+
+
+actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]
+
+
+def install(options: Mapping[str, object] | None = None, **named: object) -> None:
+    """Make every later Inductor compilation of this process compress; `uninstall` undoes it.
+
+    For callers who cannot name a backend, such as Hugging Face's `TrainingArguments(torch_compile=True)`. Options as for
+    the backend, as one mapping or by name; `inner`, `mode` and `inductor` are torch.compile's business here.
+
+    Raises:
+        OptionError: an option is unknown, wrong, or without effect here.
+    """
+    chosen = from_mapping({**(options or {}), **named})
+    for name in ("inner", "mode", "inductor"):
+        if getattr(chosen, name) != getattr(Options(), name):
+            raise OptionError(f"option {name!r} has no effect in install(): give it to torch.compile")
+    _previous.append(compat.set_inductor_partitioner(ActcompPartitioner(chosen)))
+
+
+def uninstall() -> None:
+    """Undo the latest `install`. Does nothing if there is none."""
+    if _previous:
+        compat.set_inductor_partitioner(_previous.pop())
+
+
+@contextlib.contextmanager
+def enabled(options: Mapping[str, object] | None = None, **named: object) -> Iterator[None]:
+    """`install` for the duration of a `with` block: graphs first compiled inside it compress."""
+    install(options, **named)
+    try:
+        yield
+    finally:
+        uninstall()

@@ -1,0 +1,171 @@
+"""Every private PyTorch name that fxcompress uses, in one place.
+
+Each function states what it wraps and the versions in which the name and signature were checked: "run" means executed
+by the test suite on that version, "read" means its source was compared.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+TESTED = ("2.11", "2.13")
+"""Oldest (read) and newest (run) torch minor that the names below were checked in."""
+
+Partition = tuple[fx.GraphModule, fx.GraphModule]
+
+
+def partition(
+    joint: fx.GraphModule,
+    joint_inputs: object,
+    *,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None,
+    rebuild_more: bool,
+) -> Partition:
+    """PyTorch's min-cut partitioner; `min_cut_rematerialization_partition` is run in 2.13, read in 2.11 and 2.15.
+
+    Views are recomputed, so that bases are saved and not their aliases. With `rebuild_more`, pointwise results that a
+    backward GEMM reads may be rebuilt too (`ban_recompute_materialized_backward`): decoding materializes them anyway.
+    """
+    from torch._functorch import config, partitioners
+
+    relaxed = {"ban_recompute_materialized_backward": False} if rebuild_more else {}
+    with config.patch(recompute_views=True, **relaxed):
+        return partitioners.min_cut_rematerialization_partition(  # type: ignore[no-any-return]
+            joint,
+            joint_inputs,
+            num_fwd_outputs=num_fwd_outputs,
+            static_lifetime_input_indices=list(static_lifetime_input_indices or []),
+        )
+
+
+@contextlib.contextmanager
+def observe_saved_values(observer: Callable[[fx.Graph, Any, Callable[[], list[fx.Node]]], None]) -> Iterator[None]:
+    """Call `observer(graph, node_info, plain_choice)` when PyTorch chooses what to save.
+
+    Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11, 2.15.
+    `plain_choice()` returns what PyTorch's own settings would save.
+    """
+    from torch._functorch import config, partitioners
+
+    original = partitioners.choose_saved_values_set
+
+    def chooser(joint_graph: fx.Graph, node_info: Any, memory_budget: float = 1) -> list[fx.Node]:
+        def plain_choice() -> list[fx.Node]:
+            with config.patch(recompute_views=False, ban_recompute_materialized_backward=True):
+                return list(original(joint_graph, node_info, memory_budget=memory_budget))
+
+        observer(joint_graph, node_info, plain_choice)
+        return list(original(joint_graph, node_info, memory_budget=memory_budget))
+
+    partitioners.choose_saved_values_set = chooser
+    try:
+        yield
+    finally:
+        partitioners.choose_saved_values_set = original
+
+
+def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """`torch._inductor.decomposition.select_decomp_table()`: run in 2.13, read in 2.11."""
+    import torch._inductor.lowering  # noqa: F401  (max_pool's decomposition needs it imported first)
+    from torch._inductor.decomposition import select_decomp_table
+
+    return select_decomp_table()
+
+
+def fake_mode_of(values: Sequence[object]) -> Any:
+    """`torch._guards.detect_fake_mode`: run in 2.13, read in 2.11."""
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(list(values))
+
+
+def partitioner_base() -> type:
+    """`torch._inductor.custom_graph_pass.CustomPartitionerFn`: run in 2.13, read in 2.11 and 2.15."""
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    return CustomPartitionerFn
+
+
+def emit_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Put a JSON text into TORCH_TRACE; `torch._logging.trace_structured`: run in 2.13, read in 2.11."""
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=payload)
+
+
+
+
+def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]) -> Callable[..., Any]:
+    """`torch._inductor.compile_fx.compile_fx(config_patches=…)`: run in 2.13, read in 2.11 and 2.15.
+
+    The patches also hold when the backward graph compiles later, which a context around this call would not do.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(gm, inputs, config_patches=dict(patches))  # type: ignore[no-any-return]
+
+
+def partition_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: object) -> Callable[..., Any]:
+    """Run everything of Inductor up to the partitioned graphs, then interpret them: the same graphs, no code generation.
+
+    `compile_fx(inner_compile=…)`: run in 2.13, read in 2.11.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    def interpret(graph: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        return lambda *args: graph.forward(*args)
+
+    patches = {"custom_partitioner_fn": partitioner, "fx_graph_cache": False}
+    return compile_fx(gm, inputs, inner_compile=interpret, config_patches=patches)  # type: ignore[no-any-return]
+
+
+def compile_with_aot_eager(gm: fx.GraphModule, inputs: Sequence[Any], partition_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch's `aot_eager` backend does, with another partitioner.
+
+    `torch._dynamo.backends.common.aot_autograd`, `backends.debugging.boxed_nop`: run in 2.13, read in 2.11.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.backends.debugging import boxed_nop
+
+    backend = aot_autograd(
+        fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=partition_fn, keep_inference_input_mutations=True
+    )
+    return backend(gm, inputs)  # type: ignore[no-any-return]
+
+
+def inductor_mode_options(mode: str | None) -> dict[str, Any]:
+    """Config patches of an Inductor mode; `torch._inductor.list_mode_options`: run in 2.13, read in 2.11."""
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode)) if mode not in (None, "default") else {}
+
+
+def set_inductor_partitioner(partitioner: object | None) -> object | None:
+    """Set Inductor's process-wide `config.custom_partitioner_fn` and return the previous one; run in 2.13, read in 2.11."""
+    from torch._inductor import config
+
+    previous: object | None = config.custom_partitioner_fn
+    config.custom_partitioner_fn = partitioner
+    return previous
+
+
+def compile_cache_dir() -> str:
+    """Where Inductor keeps its caches; `runtime.cache_dir_utils.cache_dir`: run in 2.13, read in 2.11."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return str(cache_dir())
+
+
+def reset_cuda_graphs() -> None:
+    """Forget recorded CUDA graphs; `torch._inductor.cudagraph_trees.reset_cudagraph_trees`: read in 2.11 and 2.13."""
+    if torch.cuda.is_available():
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()
+
+

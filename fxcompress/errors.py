@@ -1,0 +1,33 @@
+"""The error family. Each message says what was found, where, and what to do about it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FxcompressError(Exception):
+    """Base of every error that fxcompress raises on purpose."""
+
+
+class OptionError(FxcompressError):
+    """An option is unknown, has the wrong type, is out of range, or conflicts with another."""
+
+
+class PlanError(FxcompressError):
+    """A plan file cannot be read, or does not fit the graph it is replayed on."""
+
+
+class GraphError(FxcompressError):
+    """A rewritten graph pair breaks a rule of the partition contract (a bug here, never in the user's model)."""
+
+
+class UnsupportedGraphError(FxcompressError):
+    """A graph that is compiled unchanged; the message is the reason given in the one warning."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Return a hint: the closest valid names to `word`, or all of them when none is close."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "valid names: " + ", ".join(names)

@@ -1,0 +1,175 @@
+"""The straight way from a forward/backward pair to a compressed pair, usable without torch.compile.
+
+    result = pipeline.run(fw, bw, Options(bits=4))
+    result.fw, result.bw        # the rewritten graphs
+    result.plan                 # every decision with its reason
+
+Each step is one pass of `fxcompress.passes`; the log says how long each took.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import fx
+
+from fxcompress import codecs
+from fxcompress.facts import CALLER_HELD, Peak, SavedTensor, saved_bytes
+from fxcompress.options import Options
+from fxcompress.passes.alias import Storage, find_storages
+from fxcompress.passes.check import check
+from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need
+from fxcompress.passes.collect import collect
+from fxcompress.passes.demand import find_demands
+from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
+from fxcompress.passes.fingerprint import fingerprint
+from fxcompress.passes.liveness import find_peak
+from fxcompress.passes.match import find_graph_plan, match
+from fxcompress.passes.rebuild_weights import rebuild_weights
+from fxcompress.passes.rewrite import rewrite
+from fxcompress.passes.save_predicates import expose_predicates, save_predicates
+from fxcompress.passes.values import Known, find_values
+from fxcompress.plan import KEEP, Decision, GraphPlan, Plan
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A rewritten pair with its plan. `timings_ms` lists the passes in the order they ran."""
+
+    fw: fx.GraphModule
+    bw: fx.GraphModule
+    plan: GraphPlan
+    timings_ms: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    saved: tuple[SavedTensor, ...]
+    storages: list[Storage]
+    values: Known
+
+
+class _Clock:
+    """Runs passes and remembers how long each took."""
+
+    def __init__(self) -> None:
+        self.timings_ms: list[tuple[str, float]] = []
+
+    def run(self, name: str, step: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = step()
+        self.timings_ms.append((name, 1e3 * (time.perf_counter() - start)))
+        return result
+
+
+def run(
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    options: Options | None = None,
+    *,
+    num_fwd_outputs: int | None = None,
+    parameters: Sequence[str] | None = None,
+    plan: Plan | None = None,
+    plain_saved_bytes: int | None = None,
+    decompositions: object | None = None,
+) -> Result:
+    """Plan and rewrite one forward/backward pair. The graphs are edited in place.
+
+    Args:
+        fw: forward graph as PyTorch's partitioners return it: user outputs, then saved values.
+        bw: backward graph: saved values, then tangents.
+        options: what to do; the defaults if None.
+        num_fwd_outputs: how many forward outputs are the user's; inferred from the node names if None.
+        parameters: names of the forward placeholders that live through the step (parameters, buffers); what depends
+            on them alone is rebuilt. None: no placeholder is taken for one.
+        plan: replay these decisions instead of choosing.
+        plain_saved_bytes: what PyTorch's own cut saves, for the report; the pair's own if None.
+        decompositions: operator decompositions of the compiler that gets the result, or None.
+
+    Raises:
+        UnsupportedGraphError: the pair does not keep the partition contract.
+        PlanError: `plan` does not fit.
+        GraphError: the result breaks the contract (a bug in fxcompress).
+    """
+    options = options or Options()
+    clock = _Clock()
+    count = count_user_outputs(fw, bw) if num_fwd_outputs is None else num_fwd_outputs
+    fused = options.inner == "inductor"
+    key = clock.run("fingerprint", lambda: fingerprint(fw, bw))
+    user_outputs = outputs(fw)[:count]
+    first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
+    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
+    stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
+    exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
+    found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
+    given = match(stored, found.saved, "plan") if stored is not None else None
+    choice = clock.run("choose", lambda: choose(found.saved, found.storages, found.values, options, exact_only, given))
+    clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
+    clock.run("check", lambda: check(fw, bw, count, user_outputs))
+    peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
+    before = saved_bytes(first.saved)
+    graph_plan = _graph_plan(key, choice, before, before if plain_saved_bytes is None else plain_saved_bytes, peak_before, peak_after)
+    log.info("%s", _Summary(graph_plan, clock))
+    return Result(fw, bw, graph_plan, tuple(clock.timings_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """One log line, formatted only if someone reads it."""
+
+    plan: GraphPlan
+    clock: _Clock
+
+    def __str__(self) -> str:
+        plan = self.plan
+        encoded = sum(decision.codec not in (KEEP, SHARED) for decision in plan.decisions)
+        passes = ", ".join(f"{name} {ms:.0f} ms" for name, ms in self.clock.timings_ms)
+        return (
+            f"graph {plan.fingerprint}: {encoded} of {len(plan.decisions)} saved tensors encoded, saved bytes "
+            f"{plan.saved_bytes_before} -> {plan.saved_bytes_after}; {passes}"
+        )
+
+
+def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: int) -> _Findings:
+    pairs = find_saved(fw, bw, num_fwd_outputs=count)
+    storages = find_storages(fw, pairs, count)
+    values = find_values(fw)
+    demands = find_demands(bw, pairs, values)
+    return _Findings(collect(storages, demands, values, options.min_bytes), storages, values)
+
+
+def _prepare(
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    options: Options,
+    count: int,
+    parameters: Sequence[str],
+    found: _Findings,
+    stored: GraphPlan | None,
+) -> dict[str, str]:
+    """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
+    if "rebuild_weights" not in options.disable_passes:
+        rebuild_weights(fw, bw, set(parameters), count)
+    expose_predicates(bw)
+    lossy = _lossy_names(found.saved, options, stored)
+    zero_exact = {t.name for t in found.saved if t.name in lossy and t.need == "operand+mask"}
+    return dict(save_predicates(fw, bw, lossy, zero_exact, count).exact_only)
+
+
+def _lossy_names(saved: Sequence[SavedTensor], options: Options, stored: GraphPlan | None) -> set[str]:
+    if stored is not None:
+        exact = {"valueset", KEEP, SHARED}
+        return {decision.tensor.name for decision in stored.decisions if decision.codec not in exact}
+    finite = {t.name for t in saved if t.values and not t.values.startswith("≥")}
+    return {t.name for t in saved if options.lossy and lossy_need(t.need) and not t.refusal and t.name not in finite}
+
+
+def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:
+    after = sum(d.nbytes for d in choice.decisions if d.tensor.refusal not in CALLER_HELD)
+    return GraphPlan(key, choice.decisions, before, after, plain, peak_before, peak_after)

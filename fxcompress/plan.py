@@ -1,0 +1,47 @@
+"""The plan: one decision per saved tensor, with its reason. Torch-free."""
+
+from dataclasses import dataclass
+
+from fxcompress.facts import Peak, SavedTensor
+
+SCHEMA_VERSION = 1
+Param = int | float | str | bool
+KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one saved tensor is represented. `codec` is `keep`, `drop` (no longer needed) or a codec's name."""
+
+    tensor: SavedTensor
+    codec: str
+    params: tuple[tuple[str, Param], ...]
+    nbytes: int
+    """Payload bytes after encoding; equals `tensor.nbytes` for `keep`."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """All decisions for one graph, keyed by its fingerprint."""
+
+    fingerprint: str
+    decisions: tuple[Decision, ...]
+    saved_bytes_before: int
+    """Distinct storage bytes that the graph pair saved before rewriting."""
+    saved_bytes_after: int
+    plain_saved_bytes: int
+    """What PyTorch's own cut of the same joint graph saves."""
+    peak_before: Peak
+    peak_after: Peak
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One file: the plans of all graphs compiled under one set of options."""
+
+    graphs: tuple[GraphPlan, ...]
+    options: tuple[tuple[str, Param], ...]
+    fxcompress_version: str
+    torch_version: str
+    schema_version: int = SCHEMA_VERSION

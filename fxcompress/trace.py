@@ -1,0 +1,82 @@
+"""From a model and sample inputs to the plan of its graphs, with nothing allocated and nothing compiled.
+
+The model is built and run on fake tensors, through Dynamo, AOTAutograd and Inductor's own joint-graph passes up to the
+partitioned graphs, so that what `explain` shows is what the backend does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxcompress import compat, ledger
+from fxcompress.errors import FxcompressError
+from fxcompress.options import Options
+from fxcompress.partition import ActcompPartitioner
+from fxcompress.plan import GraphPlan, Plan
+
+if TYPE_CHECKING:
+    from fxcompress.inputs import InputSpec
+
+
+def explain(
+    module_factory: Callable[[], object], inputs: Sequence["InputSpec"] = (), options: Options | None = None
+) -> Plan:
+    """Plan what a model saves for backward.
+
+    Args:
+        module_factory: returns a module, or `(module, args)`, or `(module, args, kwargs)`. It is called under a fake
+            tensor mode, so that a model of any size takes no memory.
+        inputs: sample inputs; needed if the factory returns only a module.
+        options: as for the backend.
+
+    Raises:
+        FxcompressError: the model saves nothing for backward.
+    """
+    options = dataclasses.replace(options or Options(), save_plan=None)
+    plans: list[GraphPlan] = []
+    with FakeTensorMode() as mode:
+        module, args, kwargs = materialize(module_factory, inputs, mode)
+        compiled = torch.compile(module, backend=_planner(options, plans))
+        compiled(*args, **kwargs)
+    if not plans:
+        raise FxcompressError(
+            "no graph saves anything for backward: the model ran without gradients, or its graphs were compiled unchanged "
+            f"({'; '.join(ledger.unchanged()) or 'no warning'})"
+        )
+    return ledger.make_plan(plans, options)
+
+
+def materialize(
+    module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Call the factory and make its inputs."""
+    built = module_factory()
+    module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
+    if inputs:
+        args = tuple(spec.make(fake=mode) for spec in inputs)
+    if not isinstance(module, nn.Module):
+        raise FxcompressError(f"the factory returned {type(module).__name__}; it must return an nn.Module, or a tuple with one")
+    return module, tuple(args), dict(kwargs)
+
+
+def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:
+    return built if isinstance(built, tuple) and len(built) == 2 else (built, ())
+
+
+def _planner(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
+    """A backend that partitions and plans, and then interprets the graphs."""
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+        before = len(ledger.reports())
+        if options.inner == "aot_eager":
+            run = compat.compile_with_aot_eager(gm, example_inputs, ActcompPartitioner(options, decompose=False))
+        else:
+            run = compat.partition_with_inductor(gm, example_inputs, ActcompPartitioner(options))
+        plans.extend(ledger.reports()[before:])
+        return run
+
+    return backend

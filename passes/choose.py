@@ -1,0 +1,177 @@
+"""Decide for every saved tensor how it is represented, by what the backward needs of it.
+
+`choose(saved, storages, values, options)` is one pure function from facts to decisions: exact codecs wherever a static
+value set allows, the lossy codec at the width of the need class elsewhere, and `keep` with a reason for the rest. A codec
+is chosen only if it stores fewer bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxcompress import codecs
+from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.errors import PlanError
+from fxcompress.facts import Need, SavedTensor
+from fxcompress.options import Options
+from fxcompress.passes.alias import Storage, hint
+from fxcompress.passes.layout import Layout, find_layout
+from fxcompress.passes.values import Known, ValueSet
+from fxcompress.plan import KEEP, Decision, Param
+
+SHARED = "shared"
+"""The representation of a further view of a storage that another saved tensor already brings."""
+_RANK: dict[Need, int] = {"operand": 0, "operand+mask": 1, "attention": 2, "propagating": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What to do with one storage: encode `source` (a forward node), which lies in memory as `layout`, with `codec`."""
+
+    storage: Storage
+    source: fx.Node
+    codec: Codec
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Decisions in the order of the saved tensors, and the encodings they imply."""
+
+    decisions: tuple[Decision, ...]
+    encodings: tuple[Encoding, ...]
+
+
+def lossy_need(need: Need) -> bool:
+    return need in _RANK
+
+
+def strictest(needs: list[Need]) -> Need:
+    """The need class that covers all views of one storage."""
+    if all(lossy_need(need) for need in needs):
+        return max(needs, key=_RANK.__getitem__)
+    return next(need for need in needs if not lossy_need(need))
+
+
+def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Codec | None, str]:
+    """The codec for a need class, and the reason; None means keep."""
+    if values is not None and values.finite:
+        return codecs.make("valueset", lo=values.lo, step=values.step, count=values.count), f"values in {values}, exact"
+    if not lossy_need(need):
+        return None, {"statistic": "statistic or log-probability: kept exact"}.get(need, f"{need}: no exact codec fits")
+    if not options.lossy:
+        return None, "lossy codecs are off"
+    reason = {
+        "operand": "operand: error reaches only a leaf gradient",
+        "operand+mask": "operand and zero pattern: zeros exact",
+        "attention": "attention operand: 8 bit or more",
+        "propagating": "error enters other gradients",
+    }[need]
+    return _lossy_codec(need, options), reason
+
+
+def _lossy_codec(need: Need, options: Options) -> Codec:
+    if options.codec == "float8" and need != "operand+mask":
+        return codecs.make("float8", **({"group": options.group} if options.group else {}))
+    bits = options.bits if need in ("operand", "operand+mask") else options.propagating_bits
+    bits = max(bits, 8) if need == "attention" else max(bits, 2) if need == "operand+mask" else bits
+    params: dict[str, Param] = {"bits": bits, "group": options.group, "rounding": options.rounding}
+    return codecs.make("affine", **params, zero_preserving=need == "operand+mask")
+
+
+def choose(
+    saved: Sequence[SavedTensor],
+    storages: Sequence[Storage],
+    values: Known,
+    options: Options,
+    exact_only: Mapping[str, str],
+    given: Mapping[str, Decision] | None = None,
+) -> Choice:
+    """Choose a representation for every saved tensor.
+
+    Args:
+        saved: facts per saved tensor.
+        storages: the same tensors grouped by storage.
+        values: value sets of the forward graph.
+        options: widths, rounding, floor, limit.
+        exact_only: names of tensors that must not become lossy, with why.
+        given: decisions of a stored plan by tensor name, which are followed instead.
+    """
+    facts = {tensor.name: tensor for tensor in saved}
+    decisions: dict[str, Decision] = {}
+    encodings: list[Encoding] = []
+    for storage in storages:
+        members = [facts[pair.bw.name] for pair in storage.members]
+        if given is None:
+            encoding, reason = _encode(storage, members, values, options, exact_only)
+        else:
+            encoding, reason = _follow(storage, given[members[0].name])
+        if encoding is not None and options.limit is not None and len(encodings) >= options.limit:
+            encoding, reason = None, f"beyond limit={options.limit}"
+        if encoding is not None:
+            encodings.append(encoding)
+        for decision in _decide(members, encoding, reason):
+            decisions[decision.tensor.name] = decision
+    return Choice(tuple(decisions[tensor.name] for tensor in saved), tuple(encodings))
+
+
+def _encode(
+    storage: Storage, members: list[SavedTensor], values: Known, options: Options, exact_only: Mapping[str, str]
+) -> tuple[Encoding | None, str]:
+    refusal = next((member.refusal for member in members if member.refusal), "")
+    if refusal:
+        return None, refusal
+    source = _source(storage)
+    if source is not storage.root and len(members) > 1:
+        return None, "several views of one storage whose derivation is not a chain of views"
+    val = source.meta["val"]
+    codec, reason = codec_for(strictest([member.need for member in members]), values.get(source), options)
+    if codec is None:
+        return None, reason
+    why_exact = next((exact_only[m.name] for m in members if m.name in exact_only), "")
+    if why_exact and codec.contract.kind != "exact":
+        return None, why_exact
+    why_not = codec.refuse(val.dtype)
+    layout = find_layout(val)
+    if why_not or layout is None:
+        return None, why_not or "not dense in memory"
+    if encoded_nbytes(codec, layout, val.dtype) >= storage.nbytes:
+        return None, "no codec stores it in fewer bytes"
+    return Encoding(storage, source, codec, layout), reason
+
+
+def _follow(storage: Storage, decision: Decision) -> tuple[Encoding | None, str]:
+    """What a stored decision says."""
+    if decision.codec in (KEEP, SHARED):
+        return None, decision.reason
+    source = _source(storage)
+    layout = find_layout(source.meta["val"])
+    if layout is None:
+        raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense in memory")
+    return Encoding(storage, source, codecs.make(decision.codec, **dict(decision.params)), layout), decision.reason
+
+
+def _source(storage: Storage) -> fx.Node:
+    """What to encode: the whole storage, unless its saved view cannot be replayed from it."""
+    return storage.root if all(chain is not None for chain in storage.views) else storage.members[0].fw
+
+
+def encoded_nbytes(codec: Codec, layout: Layout, dtype: torch.dtype) -> int:
+    """Exact payload bytes; symbolic sizes enter by their hint."""
+    rows = 1
+    for size in layout.lead:
+        rows *= hint(size)
+    return payload_nbytes(codec, rows, layout.cols, dtype)
+
+
+def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) -> list[Decision]:
+    if encoding is None:
+        first = [Decision(members[0], KEEP, (), members[0].storage_nbytes, reason)]
+        return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]
+    codec = encoding.codec
+    nbytes = encoded_nbytes(codec, encoding.layout, encoding.source.meta["val"].dtype)
+    params = tuple(sorted(codecs.params(codec).items()))
+    first = [Decision(members[0], codec.name, params, nbytes, reason)]
+    return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]

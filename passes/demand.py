@@ -1,0 +1,204 @@
+"""What the backward graph needs of each saved tensor, read off its consumers.
+
+`find_demands(bw, pairs, values)` follows every saved tensor through the values that the backward rebuilds from it to the
+operators where it first meets a gradient, and classifies it (`facts.Need`). The class says how an error in the stored
+value would spread: not at all (`predicate`, `integer`), into leaf gradients only (`operand`), or into the gradients of
+other activations (`propagating`). Read-only.
+"""
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxcompress.facts import Need
+from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.ops import (
+    LEAF_FINISH,
+    MOVES,
+    PREDICATES,
+    PRODUCTS,
+    REDUCTIONS,
+    full_name,
+    is_attention,
+    is_view,
+    op_name,
+)
+from fxcompress.passes.values import Known
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Why a saved tensor has its need class: the backward operators that consume it."""
+
+    need: Need
+    consumers: tuple[str, ...]
+
+
+COMPARES_ZERO = frozenset({"le", "gt", "eq", "ne", "lt", "ge"})
+# Which results of a backward operator depend on which argument: argument position → indices of results.
+_TUPLE_DEPENDS: dict[str, dict[int, tuple[int, ...]]] = {
+    "convolution_backward": {0: (0, 1, 2), 1: (1,), 2: (0,)},
+}
+
+
+def gradient_nodes(bw: fx.GraphModule, saved: set[fx.Node]) -> set[fx.Node]:
+    """Nodes whose value depends on a tangent, that is on anything but saved values and constants."""
+    found: set[fx.Node] = {node for node in placeholders(bw) if "tangents" in str(node.target)}
+    if not found:
+        found = {node for node in placeholders(bw) if node not in saved and isinstance(node.meta.get("val"), torch.Tensor)}
+    for node in bw.graph.nodes:
+        if node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def reached(sources: Iterator[fx.Node] | list[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Edges (node, user) over which a change of a source's values can spread, each once."""
+    stack, seen = list(sources), set[tuple[fx.Node, fx.Node]]()
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            if (node, user) in seen or user.op == "output":
+                continue
+            seen.add((node, user))
+            yield node, user
+            stack.extend(_affected(node, user))
+
+
+def _affected(node: fx.Node, user: fx.Node) -> list[fx.Node]:
+    depends = _TUPLE_DEPENDS.get(op_name(user))
+    if depends is None:
+        return [user]
+    results = {i for p, arg in enumerate(user.args) if arg is node for i in depends.get(p, ())}
+    return [item for item in user.users if item.target is operator.getitem and item.args[1] in results]
+
+
+def finishing_nodes(bw: fx.GraphModule) -> set[fx.Node]:
+    """Nodes from which every path leads to a graph output through moves and sums only."""
+    found: set[fx.Node] = set()
+    for node in reversed(bw.graph.nodes):
+        if node.op == "call_function" and all(
+            user.op == "output" or (user in found and (op_name(user) in LEAF_FINISH or user.target is operator.getitem))
+            for user in node.users
+        ):
+            found.add(node)
+    return found
+
+
+def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> dict[fx.Node, Demand]:
+    """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
+    gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
+    finishing = finishing_nodes(bw)
+    stats = {pair.bw for pair in pairs if is_statistic(pair.fw)}
+    logs = {pair.bw for pair in pairs if op_name(pair.fw) in ("log", "logsumexp")}
+    results = {}
+    for pair in pairs:
+        known = values.get(pair.fw)
+        consumers = tuple(sorted({full_name(user) for node, user in _first_uses(pair.bw) if not is_view(user)}))
+        need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
+        if need is None:
+            need = _need_of(pair, gradients, finishing, logs, nonnegative=bool(known and known.nonnegative))
+        results[pair.bw] = Demand(need, consumers)
+    return results
+
+
+def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Uses of `node` or of a view of it."""
+    for user in node.users:
+        if user.op == "output":
+            continue
+        yield node, user
+        if is_view(user):
+            yield from _first_uses(user)
+
+
+def _finite_need(pair: SavedPair) -> Need:
+    return "predicate" if pair.val.dtype is torch.bool else "integer"
+
+
+def _static_need(pair: SavedPair, stats: set[fx.Node]) -> Need | None:
+    if pair.val.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        return "other"
+    return "statistic" if pair.bw in stats else None
+
+
+def _need_of(
+    pair: SavedPair, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node], *, nonnegative: bool
+) -> Need:
+    """Follow one float tensor to where it meets gradients."""
+    leaf_only, asks_zero, attention = True, False, False
+    for node, user in reached([pair.bw]):
+        if node in gradients:
+            continue  # already mixed; what follows was judged at the mixing node
+        if is_attention(user):
+            attention = True
+        elif user not in gradients:
+            if op_name(user) == "sub" and any(arg in logs for arg in user.all_input_nodes):
+                return "statistic"
+            zero = op_name(user) in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(pair.bw, node)
+            asks_zero = asks_zero or zero
+            leaf_only = leaf_only and (zero or op_name(user) in MOVES or is_view(user) or op_name(user) in PREDICATES)
+        elif op_name(user) != "where":
+            leaf_only = leaf_only and _is_leaf_product(node, user, finishing)
+    if attention:
+        return "attention"
+    if not leaf_only:
+        return "propagating"
+    return "operand+mask" if asks_zero and nonnegative else "operand"
+
+
+def _only_moved(source: fx.Node, node: fx.Node) -> bool:
+    """Whether `node` holds elements of `source` unchanged, so that its zeros are the source's zeros."""
+    while node is not source:
+        if op_name(node) not in MOVES or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
+def _is_leaf_product(node: fx.Node, user: fx.Node, finishing: set[fx.Node]) -> bool:
+    """A product with a gradient whose result goes straight into a leaf gradient."""
+    if op_name(user) == "convolution_backward":
+        return all(item in finishing for item in _affected(node, user))
+    return op_name(user) in PRODUCTS and user in finishing
+
+
+def is_statistic(node: fx.Node) -> bool:
+    """Mean, rstd, maximum, log-sum-exp, log-probabilities, random state: small or precise values that are kept.
+
+    True for auxiliary results of normalizations and attention kernels, and for what only pointwise operators make of
+    reductions to an eighth of their input or less.
+    """
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        if is_attention(source):
+            return node.args[1] != 0
+        if "norm" in op_name(source):
+            return node.args[1] != 0
+        return op_name(source) in ("var_mean", "std_mean") and _shrinks(source, node)
+    if op_name(node) in ("_log_softmax", "log_softmax"):
+        return True
+    if op_name(node) in REDUCTIONS:
+        return node.op == "call_function" and bool(node.all_input_nodes) and _shrinks(node, node)
+    inputs = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
+    same = [arg for arg in inputs if _numel(arg) == _numel(node)]
+    return node.op == "call_function" and bool(same) and op_name(node) not in PRODUCTS - {"mul"} and all(map(is_statistic, same))
+
+
+def _shrinks(reduction: fx.Node, result: fx.Node) -> bool:
+    return _numel(result) * 8 <= max((_numel(arg) for arg in reduction.all_input_nodes), default=0)
+
+
+def _numel(node: fx.Node) -> int:
+    val = node.meta.get("val")
+    return math.prod(_hint(s) for s in val.shape) if isinstance(val, torch.Tensor) else 0
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 1
+
+

@@ -1,0 +1,35 @@
+"""A hash of a graph pair: operators, shapes, dtypes, strides and topology, whatever the nodes are called."""
+
+import hashlib
+import re
+
+import torch
+from torch import fx
+
+
+def fingerprint(*graphs: fx.GraphModule) -> str:
+    """32 hex digits, equal for graphs that compute the same thing in the same order with the same layouts."""
+    digest = hashlib.sha256()
+    symbols: dict[str, str] = {}
+    for gm in graphs:
+        number: dict[fx.Node, int] = {}
+        for i, node in enumerate(gm.graph.nodes):
+            number[node] = i
+            target = node.op if node.op in ("placeholder", "output") else str(node.target)
+            args = fx.map_arg((node.args, node.kwargs), lambda arg, number=number: f"%{number[arg]}")
+            digest.update(f"{target}|{_normal(repr(args), symbols)}|{_describe(node.meta.get('val'), symbols)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _describe(val: object, symbols: dict[str, str]) -> str:
+    if isinstance(val, torch.Tensor):
+        stride = tuple(val.stride()) if val.layout is torch.strided else val.layout
+        return _normal(f"{val.dtype}{tuple(val.shape)}{stride}{val.device.type}", symbols)
+    if isinstance(val, (tuple, list)):
+        return ",".join(_describe(item, symbols) for item in val)
+    return type(val).__name__
+
+
+def _normal(text: str, symbols: dict[str, str]) -> str:
+    """Rename symbols (s77, u3) in order of appearance: their numbers depend on what was traced before."""
+    return re.sub(r"\b[su]\d+\b", lambda m: symbols.setdefault(m[0], f"S{len(symbols)}"), text)

@@ -1,0 +1,159 @@
+"""Live bytes over one training step, and their peak.
+
+`find_peak(fw, bw, num_fwd_outputs, fused=…)` simulates the two graphs in their order: a storage is allocated by its first
+node, freed after its last use, and saved tensors live across the turn. With `fused`, pointwise operators that only feed
+other fusible operators are computed where they are read and never stored, as Inductor does; a pointwise result takes over
+an operand of its size that dies with it. Caller-held tensors (parameters, inputs) and the gradients that the
+backward returns are not counted. A model of memory, exact for an interpreter (`fused=False`). Read-only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxcompress.facts import Peak
+from fxcompress.passes.alias import storage_key, storage_nbytes
+from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+
+Buffer = int
+"""A storage's identity (see `alias.storage_key`)."""
+_OPAQUE = frozenset(
+    "mm bmm addmm baddbmm convolution convolution_backward sort topk index_put _unsafe_index_put index_put_ scatter_add "
+    "_unsafe_masked_index_put_accumulate scatter_reduce _scaled_mm max_pool2d_with_indices_backward nonzero cumsum "
+    "embedding_dense_backward scatter native_layer_norm native_batch_norm native_layer_norm_backward".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node that touches memory: buffers it makes, and buffers it reads."""
+
+    name: str
+    made: tuple[tuple[Buffer, int], ...]
+    read: tuple[Buffer, ...]
+    in_place: bool
+
+
+def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, *, fused: bool) -> Peak:
+    """Predict the live-bytes curve of one forward and backward. Symbolic sizes count by their hint."""
+    saved = {key: size for out in outputs(fw)[num_fwd_outputs:] for key, size in _buffer(out)}
+    held = {key for node in placeholders(fw) for key, _ in _buffer(node)}
+    kept = set(saved) | {key for out in outputs(fw)[:num_fwd_outputs] for key, _ in _buffer(out)}
+    forward = _simulate(_steps(fw, fused), {}, held, kept)
+    resident = sum(size for key, size in saved.items() if key not in held)
+    first = outputs(fw)[num_fwd_outputs:]
+    names = {out.name for out in first if isinstance(out, fx.Node) and storage_key(out) in held}
+    incoming = {key: size for node in placeholders(bw) if node.name not in names for key, size in _buffer(node)}
+    excluded = {key for node in placeholders(bw) if node.name in names for key, _ in _buffer(node)}
+    gradients = {key for out in outputs(bw) for key, _ in _buffer(out)}
+    backward = _simulate(_steps(bw, fused), incoming, excluded | gradients, set())
+    return _peak(forward, backward, resident)
+
+
+def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:
+    empty = ("", 0)
+    top_forward = max(forward, key=lambda item: item[1], default=empty)
+    top_backward = max(backward, key=lambda item: item[1], default=("", resident))
+    where = f"forward:{top_forward[0]}" if top_forward[1] > top_backward[1] else f"backward:{top_backward[0]}"
+    return Peak(
+        peak_bytes=max(top_forward[1], top_backward[1]),
+        at=where,
+        forward_peak_bytes=top_forward[1],
+        backward_peak_bytes=top_backward[1],
+        timeline=tuple(size for _, size in forward + backward),
+    )
+
+
+def _buffer(node: object) -> list[tuple[Buffer, int]]:
+    if not isinstance(node, fx.Node):
+        return []
+    key = storage_key(node)
+    return [] if key is None else [(key, storage_nbytes(node.meta["val"]))]
+
+
+def _result_buffers(node: fx.Node) -> list[tuple[Buffer, int]]:
+    """Storages of a node's value, or of every element of its tuple."""
+    val = node.meta.get("val")
+    if isinstance(val, torch.Tensor):
+        return _buffer(node)
+    items = [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
+    return [(int(item.untyped_storage()._cdata), storage_nbytes(item)) for item in items]
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Kernels that Inductor calls and does not generate: they read and write memory."""
+    return op_name(node) in _OPAQUE or is_attention(node) or not isinstance(node.target, torch._ops.OpOverload)
+
+
+def is_inlined(node: fx.Node) -> bool:
+    """Whether Inductor computes `node` where it is read. Views follow what they view."""
+    if node.op != "call_function" or is_view(node) or is_opaque(node) or op_name(node) in REDUCTIONS:
+        return False
+    return all(_fuses(user) for user in node.users)
+
+
+def _fuses(user: fx.Node) -> bool:
+    if user.op == "output":
+        return False
+    if is_view(user):
+        return all(_fuses(next_user) for next_user in user.users)
+    return not is_opaque(user)
+
+
+def _steps(gm: fx.GraphModule, fused: bool) -> list[Step]:
+    """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
+    through: dict[fx.Node, frozenset[Buffer]] = {}
+    steps: list[Step] = []
+    seen: set[Buffer] = set()
+    for node in gm.graph.nodes:
+        if node.op == "output":
+            continue
+        reads = frozenset[Buffer]().union(*(through.get(arg, frozenset()) for arg in node.all_input_nodes))
+        if node.op != "call_function":
+            through[node] = frozenset(key for key, _ in _buffer(node))
+            continue
+        if fused and is_inlined(node):
+            through[node] = reads
+            continue
+        if is_view(node) and (fused or _views_input(node)):
+            through[node] = reads
+            continue
+        made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
+        seen.update(key for key, _ in made)
+        through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
+        steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), fused and not is_opaque(node)))
+    return steps
+
+
+def _views_input(node: fx.Node) -> bool:
+    """An `_unsafe_view` or `reshape` may copy: only a shared storage makes it free."""
+    keys = {key for arg in node.all_input_nodes for key, _ in _result_buffers(arg)}
+    own = {key for key, _ in _result_buffers(node)}
+    return own <= keys
+
+
+def _simulate(
+    steps: list[Step], live: dict[Buffer, int], uncounted: set[Buffer], kept: set[Buffer]
+) -> list[tuple[str, int]]:
+    """Live bytes at each step: `live` at the start, `uncounted` never counted, `kept` never freed."""
+    last: dict[Buffer, int] = {}
+    for i, step in enumerate(steps):
+        for key in (*step.read, *(key for key, _ in step.made)):
+            last[key] = i
+    live = {key: size for key, size in live.items() if key not in uncounted}
+    total = sum(live.values())
+    curve = []
+    for i, step in enumerate(steps):
+        dying = [key for key in step.read if last[key] == i and key in live and key not in kept]
+        made = [(key, size) for key, size in step.made if key not in uncounted and key not in live]
+        reusable = {live[key] for key in dying} if step.in_place else set()
+        fresh = sum(size for _, size in made)
+        reused = next((size for _, size in made if size in reusable), 0)
+        curve.append((step.name, total + fresh - reused))
+        total += fresh
+        live.update(made)
+        for key in dying + [key for key, _ in made if last[key] == i and key not in kept]:
+            total -= live.pop(key, 0)
+    return curve

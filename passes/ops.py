@@ -1,0 +1,64 @@
+"""The operator vocabulary that several passes share: names, views, reductions, discontinuities."""
+
+import operator
+
+import torch
+from torch import fx
+
+VIEWS = frozenset(
+    "view reshape _unsafe_view permute transpose t expand alias detach squeeze unsqueeze select slice as_strided split "
+    "unbind diagonal unfold split_with_sizes view_as".split()
+)
+"""Operators whose result (or each of whose results) addresses its input's storage."""
+
+MOVES = VIEWS | frozenset("clone contiguous cat copy flip repeat constant_pad_nd stack _to_copy convert_element_type".split())
+"""Operators that only move or cast elements: an element's error stays its own."""
+
+LEAF_FINISH = MOVES | frozenset("sum add neg mean".split())
+"""Operators between a weight-gradient product and the graph's output that neither mix nor amplify errors."""
+
+PRODUCTS = frozenset("mm bmm addmm baddbmm matmul linear mul".split())
+"""Bilinear operators: linear in the saved operand when the other one is a gradient."""
+
+PREDICATES = frozenset(
+    "eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
+    "bitwise_not bitwise_xor sign sgn signbit".split()
+)
+"""Discontinuous operators with a finite result, which can be saved exactly in bits."""
+
+JUMPS = frozenset(
+    "floor ceil round trunc argmax argmin sort topk max_pool2d_with_indices _low_memory_max_pool_with_offsets median "
+    "mode kthvalue nonzero searchsorted bucketize fmod remainder frac floor_divide".split()
+)
+"""Other discontinuous operators: a lossy value must not reach them."""
+
+REDUCTIONS = frozenset("sum mean var var_mean amax amin prod logsumexp std std_mean any all max min norm".split())
+
+
+def op_name(node: fx.Node) -> str:
+    """Bare operator name: `add` for aten.add.Tensor; the function's own name for others; the op kind for placeholders."""
+    target = node.target
+    if node.op != "call_function":
+        return node.op
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.rpartition("::")[2]
+    return str(getattr(target, "__name__", target))
+
+
+def full_name(node: fx.Node) -> str:
+    """Operator as a user reads it: `aten.addmm`; for an element of a tuple, the operator that made the tuple."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return f"{full_name(node.args[0])}[{node.args[1]}]"
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.replace("::", ".")
+    return op_name(node)
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Fused attention kernels, forward and backward, on every device."""
+    name = op_name(node)
+    return "scaled_dot_product" in name or "flash_attention" in name or "efficient_attention" in name
+
+
+def is_view(node: fx.Node) -> bool:
+    return node.op == "call_function" and (op_name(node) in VIEWS or node.target is operator.getitem)

@@ -1,0 +1,150 @@
+"""Rewrite a forward/backward pair so that chosen tensors are saved encoded.
+
+`rewrite(fw, bw, encodings, …)` puts each encode right after its producer and each decode right before its first consumer
+(measured: this is where the peak is won or lost), replaces the saved value by its payload on both sides in the same
+order, and replays the views that the backward reads of one storage. Edits both graphs in place.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxcompress import compat
+from fxcompress.passes.choose import Encoding
+from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.layout import from_rows, to_rows
+from fxcompress.passes.splice import PREFIX, add_placeholder, copy_chain, inline, set_outputs
+
+Templates = dict[object, tuple[fx.GraphModule, fx.GraphModule]]
+
+
+def rewrite(
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    encodings: Sequence[Encoding],
+    *,
+    decompositions: object | None,
+    seed: int,
+) -> None:
+    """Save the encoded storages instead of the tensors.
+
+    Args:
+        fw, bw: the pair, edited in place.
+        encodings: what `choose` decided.
+        decompositions: table under which new nodes are traced; the inner compiler's own, or None.
+        seed: of the rounding noise; together with the encoding's number it names the tensor in the noise.
+    """
+    templates: Templates = {}
+    payloads: dict[int, list[fx.Node]] = {}
+    encoded: set[int] = set()
+    for index, encoding in enumerate(encodings):
+        pairs = encoding.storage.members
+        encode, decode = _traced(encoding, templates, decompositions)
+        parts = _insert_encode(fw, encoding, encode, index, seed)
+        _insert_decode(bw, encoding, decode, parts)
+        payloads[pairs[0].position] = parts
+        encoded.update(pair.position for pair in pairs)
+    _save(fw, payloads, encoded)
+    for gm in (fw, bw):
+        gm.graph.lint()
+        gm.recompile()
+
+
+def _traced(encoding: Encoding, templates: Templates, decompositions: object | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Encode and decode of one encoding as graphs; equal ones are traced once."""
+    val = encoding.source.meta["val"]
+    static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
+    key = (encoding.codec, tuple(val.shape), tuple(val.stride()), val.dtype, val.device) if static else object()
+    if key not in templates:
+        templates[key] = _trace(encoding, val, static, decompositions)
+    return templates[key]
+
+
+def _trace(
+    encoding: Encoding, val: torch.Tensor, static: bool, decompositions: object | None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    codec, layout = encoding.codec, encoding.layout
+    mode = compat.fake_mode_of([val])
+    tracing = {"tracing_mode": "real" if static else "symbolic", "decomposition_table": decompositions}
+
+    def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return codec.encode(to_rows(x, layout), salt)
+
+    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (from_rows(codec.decode(parts, layout.cols, val.dtype), layout),)
+
+    with mode, torch.no_grad():
+        salt = torch.full((), 0, dtype=torch.int64, device=val.device)
+        packed = make_fx(encode, **tracing)(val, salt)
+        parts = [node.meta["val"] for node in outputs(packed) if isinstance(node, fx.Node)]
+        unpacked = make_fx(decode, **tracing)(*parts)
+    return _clean(packed), _clean(unpacked)
+
+
+def _clean(gm: fx.GraphModule) -> fx.GraphModule:
+    gm.graph.eliminate_dead_code()
+    return gm
+
+
+def tensor_salt(seed: int, index: int) -> int:
+    """32 bits that name the `index`-th encoded tensor in the rounding noise."""
+    return (seed * 0x9E3779B1 + index * 0x85EBCA77) & 0xFFFFFFFF
+
+
+def _insert_encode(
+    fw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, index: int, seed: int
+) -> list[fx.Node]:
+    source = encoding.source
+    val = source.meta["val"]
+    fields = encoding.codec.fields(encoding.layout.cols, val.dtype)
+    names = [f"{PREFIX}{index}_{field.name}" for field in fields]
+    anchor = source
+    while anchor.next.op == "placeholder":
+        anchor = anchor.next
+    with fw.graph.inserting_before(anchor.next):
+        salt = fw.graph.create_node(
+            "call_function",
+            torch.ops.aten.full.default,
+            ([], tensor_salt(seed, index)),
+            {"dtype": torch.int64, "layout": torch.strided, "device": val.device, "pin_memory": False},
+            name=f"{PREFIX}{index}_salt",
+        )
+        salt.meta["val"] = _salt_val(template)
+        parts = inline(fw.graph, template, [source, salt], names)
+    if not salt.users:
+        fw.graph.erase_node(salt)
+    return parts
+
+
+def _salt_val(template: fx.GraphModule) -> torch.Tensor:
+    val = list(template.graph.find_nodes(op="placeholder"))[1].meta["val"]
+    assert isinstance(val, torch.Tensor)
+    return val
+
+
+def _insert_decode(bw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, parts: list[fx.Node]) -> None:
+    pairs = encoding.storage.members
+    arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
+    order = {node: i for i, node in enumerate(bw.graph.nodes)}
+    users = [user for pair in pairs for user in pair.bw.users]
+    first = min(users, key=lambda user: order.get(user, math.inf))
+    env: dict[fx.Node, fx.Node] = {}
+    with bw.graph.inserting_before(first):
+        (env[encoding.source],) = inline(bw.graph, template, arrived, [None])
+        for pair, chain in zip(pairs, encoding.storage.views, strict=True):
+            if encoding.source is encoding.storage.root and chain is not None:
+                copy_chain(bw.graph, chain, env)
+            pair.bw.replace_all_uses_with(env[pair.fw])
+    for pair in pairs:
+        bw.graph.erase_node(pair.bw)
+
+
+def _save(fw: fx.GraphModule, payloads: dict[int, list[fx.Node]], encoded: set[int]) -> None:
+    """Put each payload at the output position of its storage's first view, and nothing at those of the others."""
+    saved: list[object] = []
+    for position, out in enumerate(outputs(fw)):
+        saved.extend(payloads.get(position, []) if position in encoded else [out])
+    set_outputs(fw, saved)

@@ -1,0 +1,117 @@
+"""Surgery on a forward/backward pair that keeps the partition contract.
+
+Forward outputs are `user | tensors | opaque | symints`, backward placeholders `symints | tensors | opaque | tangents`,
+with equal names and order on both sides. New saved tensors go in front of the others, so that tensors saved without a
+version check stay last. Every new node carries a `val`, and a backward placeholder's target equals its name: otherwise
+generated code reads whatever else bears that name.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import fx
+
+from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
+
+PREFIX = "actcomp_"
+
+
+def set_outputs(gm: fx.GraphModule, values: Sequence[object]) -> None:
+    (node,) = gm.graph.find_nodes(op="output")
+    kind = type(node.args[0])
+    node.args = (kind(values),)
+    if "desc" in node.meta:
+        # One descriptor per output; saved values have none of their own.
+        known = list(node.meta["desc"])
+        node.meta["desc"] = (known + [None] * len(values))[: len(values)]
+
+
+def add_placeholder(bw: fx.GraphModule, like: fx.Node, name: str, before: fx.Node) -> fx.Node:
+    """A new backward placeholder with the metadata of the forward node `like`."""
+    with bw.graph.inserting_before(before):
+        node = bw.graph.create_node("placeholder", name, (), {}, name=name)
+    node.meta = copy.copy(like.meta)
+    node.target = node.name
+    return node
+
+
+def add_saved(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, num_fwd_outputs: int) -> fx.Node:
+    """Save forward `node` too, in front of the tensors saved so far; returns its backward placeholder."""
+    pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
+    outs = outputs(fw)
+    if pairs:
+        place, first = pairs[0].position, pairs[0].bw
+    else:
+        place = num_fwd_outputs
+        first = next(p for p in bw.graph.nodes if p.op != "placeholder" or isinstance(p.meta.get("val"), torch.Tensor))
+    partner = add_placeholder(bw, node, node.name, first)
+    if partner.name != node.name:
+        raise AssertionError(f"{node.name!r} is taken in the backward graph")
+    set_outputs(fw, [*outs[:place], node, *outs[place:]])
+    return partner
+
+
+def drop_unused(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair]) -> list[SavedPair]:
+    """Stop saving tensors that no backward node reads any more; returns the dropped pairs."""
+    bw.graph.eliminate_dead_code()
+    gone = [pair for pair in pairs if not pair.bw.users]
+    positions = {pair.position for pair in gone}
+    set_outputs(fw, [out for i, out in enumerate(outputs(fw)) if i not in positions])
+    for pair in gone:
+        bw.graph.erase_node(pair.bw)
+    fw.graph.eliminate_dead_code()
+    return gone
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], name: str | None = None) -> fx.Node:
+    """Copy a call to `graph` at its insertion point, arguments translated by `env`."""
+
+    def translate(arg: fx.Node) -> fx.Node:
+        return env[arg]
+
+    args = fx.map_arg(node.args, translate)
+    kwargs = fx.map_arg(node.kwargs, translate)
+    new = graph.create_node(node.op, node.target, args, kwargs, name=name or node.name)
+    new.meta = copy.copy(node.meta)
+    env[node] = new
+    return new
+
+
+def inline(
+    graph: fx.Graph, template: fx.GraphModule, arguments: Sequence[fx.Node], names: Sequence[str | None]
+) -> list[fx.Node]:
+    """Copy a traced function into `graph` at its insertion point.
+
+    Args:
+        graph: receiver; its insertion point decides where.
+        template: traced function of tensors, returning a flat sequence of tensors.
+        arguments: one node per placeholder of `template`.
+        names: wanted name per result (None: any); a result that gets a name must be computed by `template`.
+
+    Returns:
+        The nodes that stand for the results.
+    """
+    env = dict(zip(placeholders(template), arguments, strict=True))
+    results = outputs(template)
+    wanted = {node: name for node, name in zip(results, names, strict=True) if name and isinstance(node, fx.Node)}
+    for node in template.graph.nodes:
+        if node.op == "call_function":
+            copy_node(graph, node, env, wanted.get(node, PREFIX + node.name))
+    return [env[node] for node in results if isinstance(node, fx.Node)]
+
+
+def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
+    """Copy a topologically ordered chain of calls; `env` maps its outside inputs and receives its nodes."""
+    for node in chain:
+        if node not in env:
+            copy_node(graph, node, env, PREFIX + node.name)
+
+
+def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:
+    """The latest of `nodes` in graph order."""
+    wanted = set(nodes)
+    for node in reversed(graph.nodes):
+        if node in wanted:
+            return node
+    raise AssertionError("no node to insert after")
