@@ -23,8 +23,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         return codes.to(torch.uint8)
     *lead, size = codes.shape
     planes = codes.reshape(*lead, 8 // bits, size * bits // 8)
-    merged: torch.Tensor = (planes << _shifts(bits, codes.device)).sum(-2, dtype=torch.int32)
-    return merged.to(torch.uint8)
+    placed: torch.Tensor = planes << _shifts(bits, codes.device)
+    return placed.sum(-2, dtype=torch.int32).to(torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:

@@ -35,18 +35,19 @@ def philox(
     Args:
         key: two of int or int64 tensor, of which the low 32 bits count; the second is a tensor.
         counter: three int64 tensors that broadcast together, each within 0 … 2³²-1.
-        rounds: 7 for noise; 10 has published test vectors.
+        rounds: at least 1; 7 for noise, 10 has published test vectors.
 
     Returns:
         Four int64 tensors; only their low 32 bits are meaningful.
     """
     c0, c1, c2 = counter
-    c3 = torch.zeros_like(c2)
+    c3: torch.Tensor | int = 0
     for step in range(rounds):
         key0, key1 = (part + step * weyl if step else part for part, weyl in zip(key, _WEYL, strict=True))
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = (high1 ^ c1 ^ key0) & _LOW, low1, (high0 ^ c3 ^ key1) & _LOW, low0
+    assert isinstance(c3, torch.Tensor)
     return c0, c1, c2, c3
 
 
@@ -68,5 +69,5 @@ def words(
     index = group_index(word)[..., None]
     # The mask changes no value; it keeps Inductor from folding a multiplication into the arange, with an int32 step.
     call = torch.arange(group // SLICES, dtype=torch.int64, device=word.device) & _LOW
-    w0, w1, w2, w3 = philox((salt, word[..., None].to(torch.int64)), (index & _LOW, index >> 32, call))
+    w0, w1, w2, w3 = philox((salt & _LOW, word[..., None].to(torch.int64)), (index & _LOW, index >> 32, call))
     return w0.to(torch.int32), w1.to(torch.int32), w2.to(torch.int32), w3.to(torch.int32)
