@@ -1,11 +1,9 @@
-"""A model with sample inputs: inputs written as text (`f32[8,1024]`, `i64[8,128]<32000`), and what a factory returns.
-
-Torch-free until `make` or `build` is called.
-"""
+"""Sample inputs written as text: `f32[8,1024]`, `i64[8,128]<32000`. Torch-free until `make` is called."""
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ from fxcompress.errors import OptionError, nearest
 
 if TYPE_CHECKING:
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 DTYPES = {
     "f32": "float32",
@@ -34,8 +33,12 @@ class InputSpec:
     shape: tuple[int, ...]
     high: int | None = None
 
-    def make(self, *, device: str = "cpu") -> "torch.Tensor":
-        """Return a random tensor from torch's global stream; under a FakeTensorMode, a fake one."""
+    def make(self, *, fake: "FakeTensorMode | None" = None, device: str = "cpu") -> "torch.Tensor":
+        """Return a random tensor from torch's global stream, or a fake one that takes no memory."""
+        with fake or nullcontext():
+            return self._draw(device)
+
+    def _draw(self, device: str) -> "torch.Tensor":
         import torch
 
         dtype = getattr(torch, DTYPES[self.dtype])
@@ -72,25 +75,3 @@ def parse_input(text: str) -> InputSpec:
 def parse_inputs(texts: Sequence[str]) -> tuple[InputSpec, ...]:
     """Read input specifications in order."""
     return tuple(parse_input(text) for text in texts)
-
-
-def build(
-    factory: Callable[[], object], inputs: Sequence[InputSpec] = ()
-) -> tuple["torch.nn.Module", tuple[object, ...], dict[str, object]]:
-    """Call the factory and return module, positional and keyword arguments; `inputs` replace the positional ones.
-
-    Raises:
-        OptionError: the factory returned something else than a module, (module, args) or (module, args, kwargs).
-    """
-    import torch
-
-    made = factory()
-    parts = made if isinstance(made, tuple) else (made,)
-    module, args, kwargs = (*parts, *((), {})[len(parts) - 1 :]) if 1 <= len(parts) <= 3 else (None, (), {})
-    if not isinstance(module, torch.nn.Module):
-        expected = "an nn.Module, (module, args) or (module, args, kwargs)"
-        raise OptionError(f"the factory returned a {type(made).__name__}; expected {expected}")
-    if not isinstance(args, tuple | list) or not isinstance(kwargs, Mapping):
-        raise OptionError("the factory's args must be a tuple and its kwargs a dict")
-    made_inputs = tuple(spec.make() for spec in inputs)
-    return module, made_inputs or tuple(args), dict(kwargs)

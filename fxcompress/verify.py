@@ -13,9 +13,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import OptionError
-from fxcompress.inputs import InputSpec, build
+from fxcompress.inputs import InputSpec
+from fxcompress.ledger import reports
 from fxcompress.options import Options
+from fxcompress.passes.choose import SHARED
 from fxcompress.plan import KEEP, GraphPlan
+from fxcompress.trace import materialize
 
 Tensors = Mapping[str, torch.Tensor | None]
 NEGLIGIBLE = 1e-5
@@ -107,13 +110,11 @@ def verify(
 def _step(
     model_factory: Callable[[], object], inputs: Sequence[InputSpec], options: Options, *, compress: bool
 ) -> _Step:
-    from fxcompress.backend import reports
-
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        module, args, kwargs = build(model_factory, inputs)
+        module, args, kwargs = materialize(model_factory, inputs, None)
         torch._dynamo.reset()
-        first = len(reports)
+        first = len(reports())
         torch.manual_seed(options.seed + 1)
         result = _compiled(module, options, compress=compress)(*args, **kwargs)
         leaves, _ = pytree.tree_flatten_with_path(result)
@@ -125,7 +126,7 @@ def _step(
             outputs={name: output.detach() for name, output in outputs.items()},
             buffers=dict(module.named_buffers()),
             gradients={**_gradients(module), **_input_gradients(args, kwargs)},
-            graphs=tuple(reports[first:]),
+            graphs=tuple(reports()[first:]),
         )
 
 
@@ -264,7 +265,7 @@ def _encoded(step: _Step) -> list[str]:
         f"{decision.tensor.name} ({decision.codec}), layer {decision.tensor.layer or '(top)'}, {decision.tensor.source}"
         for graph in step.graphs
         for decision in graph.decisions
-        if decision.codec not in (KEEP, "drop")
+        if decision.codec not in (KEEP, SHARED)
     ]
 
 

@@ -13,11 +13,11 @@ from torch import fx
 
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.codecs.order import MemoryOrder, memory_order
 from fxcompress.errors import PlanError
 from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage, hint
-from fxcompress.passes.layout import Layout, find_layout
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import KEEP, Decision, Param
 
@@ -28,12 +28,12 @@ _RANK: dict[Need, int] = {"operand": 0, "operand+mask": 1, "attention": 2, "prop
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What to do with one storage: encode `source` (a forward node), which lies in memory as `layout`, with `codec`."""
+    """What to do with one storage: encode `source` (a forward node), which lies in memory as `order` says, with `codec`."""
 
     storage: Storage
     source: fx.Node
     codec: Codec
-    layout: Layout
+    order: MemoryOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +134,12 @@ def _encode(
     if why_exact and codec.contract.kind != "exact":
         return None, why_exact
     why_not = codec.refuse(val.dtype)
-    layout = find_layout(val)
-    if why_not or layout is None:
+    order = memory_order(val)
+    if why_not or order is None:
         return None, why_not or "not dense in memory"
-    if encoded_nbytes(codec, layout, val.dtype) >= storage.nbytes:
+    if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
         return None, "no codec stores it in fewer bytes"
-    return Encoding(storage, source, codec, layout), reason
+    return Encoding(storage, source, codec, order), reason
 
 
 def _follow(storage: Storage, decision: Decision) -> tuple[Encoding | None, str]:
@@ -147,10 +147,10 @@ def _follow(storage: Storage, decision: Decision) -> tuple[Encoding | None, str]
     if decision.codec in (KEEP, SHARED):
         return None, decision.reason
     source = _source(storage)
-    layout = find_layout(source.meta["val"])
-    if layout is None:
+    order = memory_order(source.meta["val"])
+    if order is None:
         raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense in memory")
-    return Encoding(storage, source, codecs.make(decision.codec, **dict(decision.params)), layout), decision.reason
+    return Encoding(storage, source, codecs.make(decision.codec, **dict(decision.params)), order), decision.reason
 
 
 def _source(storage: Storage) -> fx.Node:
@@ -158,12 +158,12 @@ def _source(storage: Storage) -> fx.Node:
     return storage.root if all(chain is not None for chain in storage.views) else storage.members[0].fw
 
 
-def encoded_nbytes(codec: Codec, layout: Layout, dtype: torch.dtype) -> int:
+def encoded_nbytes(codec: Codec, order: MemoryOrder, dtype: torch.dtype) -> int:
     """Exact payload bytes; symbolic sizes enter by their hint."""
     rows = 1
-    for size in layout.lead:
+    for size in order.lead:
         rows *= hint(size)
-    return payload_nbytes(codec, rows, layout.cols, dtype)
+    return payload_nbytes(codec, rows, order.cols, dtype)
 
 
 def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) -> list[Decision]:
@@ -171,7 +171,7 @@ def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) 
         first = [Decision(members[0], KEEP, (), members[0].storage_nbytes, reason)]
         return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]
     codec = encoding.codec
-    nbytes = encoded_nbytes(codec, encoding.layout, encoding.source.meta["val"].dtype)
+    nbytes = encoded_nbytes(codec, encoding.order, encoding.source.meta["val"].dtype)
     params = tuple(sorted(codecs.params(codec).items()))
     first = [Decision(members[0], codec.name, params, nbytes, reason)]
     return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]

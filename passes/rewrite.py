@@ -13,9 +13,9 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import compat
+from fxcompress.codecs.order import from_rows, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.layout import from_rows, to_rows
 from fxcompress.passes.splice import PREFIX, add_placeholder, copy_chain, inline, set_outputs
 
 Templates = dict[object, tuple[fx.GraphModule, fx.GraphModule]]
@@ -66,15 +66,15 @@ def _traced(encoding: Encoding, templates: Templates, decompositions: object | N
 def _trace(
     encoding: Encoding, val: torch.Tensor, static: bool, decompositions: object | None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    codec, layout = encoding.codec, encoding.layout
+    codec, order = encoding.codec, encoding.order
     mode = compat.fake_mode_of([val])
     tracing = {"tracing_mode": "real" if static else "symbolic", "decomposition_table": decompositions}
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return codec.encode(to_rows(x, layout), salt)
+        return codec.encode(to_rows(x, order), salt)
 
     def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (from_rows(codec.decode(parts, layout.cols, val.dtype), layout),)
+        return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
 
     with mode, torch.no_grad():
         salt = torch.full((), 0, dtype=torch.int64, device=val.device)
@@ -99,7 +99,7 @@ def _insert_encode(
 ) -> list[fx.Node]:
     source = encoding.source
     val = source.meta["val"]
-    fields = encoding.codec.fields(encoding.layout.cols, val.dtype)
+    fields = encoding.codec.fields(encoding.order.cols, val.dtype)
     names = [f"{PREFIX}{index}_{field.name}" for field in fields]
     anchor = source
     while anchor.next.op == "placeholder":

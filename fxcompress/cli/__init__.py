@@ -29,21 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
         return status
-    except FxcompressError as error:
-        if args.verbose > 1:
-            traceback.print_exc()
-        print(f"fxcompress: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # The reader has what it wanted (`| head`); nothing may be written to the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception:
+    except Exception as error:
         # Python's own status for an uncaught error is 1, which here means that a check was made and failed.
-        traceback.print_exc()
-        return 2
+        return _report(error, verbose=args.verbose > 1)
+
+
+def _report(error: Exception, *, verbose: bool) -> int:
+    """Print our own errors in one line, those of the user's model or of PyTorch in full."""
+    cause = getattr(error, "inner_exception", error)  # torch.compile wraps what a backend raises
+    if verbose or not isinstance(cause, FxcompressError):
+        traceback.print_exception(error)
+    if isinstance(cause, FxcompressError):
+        print(f"fxcompress: {cause}", file=sys.stderr)
+    return 2
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ example: fxcompress explain bench.models:gpt2 --input "i64[8,128]<32000"
 
 import argparse
 
-from fxcompress.cli.output import note, print_plan
+from fxcompress.cli.output import print_plan
 from fxcompress.cli.target import add_target, read_target
 
 
@@ -21,8 +21,5 @@ def run(args: argparse.Namespace) -> int:
     factory, inputs, options = read_target(args)
     from fxcompress.trace import explain
 
-    plan = explain(factory, inputs, options)
-    if not plan.graphs:
-        note("nothing is saved for backward: no parameter or input asks for a gradient", args)
-    print_plan(plan, args)
+    print_plan(explain(factory, inputs, options), args)
     return 0

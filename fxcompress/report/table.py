@@ -17,10 +17,12 @@ from fxcompress.facts import CALLER_HELD
 from fxcompress.plan import KEEP, GraphPlan, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
-from fxcompress.report.text import human_bytes, printable, ratio, representation, signed_bytes
+from fxcompress.report.text import human_bytes, printable, ratio, representation, short_op, signed_bytes
 
-PLAIN_WIDTH = 200
-"""Columns where the output is no terminal and COLUMNS is not set."""
+PLAIN_WIDTH = 400
+"""Columns where the output is no terminal and COLUMNS is not set: one line per row, as `grep` likes it."""
+SMALL = 0.01
+"""Kept rows below this share of all bytes are summed up in one line, unless verbose."""
 
 
 def make_console(file: IO[str]) -> Console:
@@ -73,13 +75,21 @@ def print_diff(difference: PlanDiff, console: Console, *, verbose: bool = False)
 
 def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
     rows = fold(graph.decisions)
-    if rows:
-        console.print(_plan_table(rows, verbose=verbose))
+    least = 0 if verbose else SMALL * sum(row.nbytes_before for row in rows)
+    shown = [row for row in rows if row.first.codec != KEEP or row.nbytes_before >= least]
+    small = [row for row in rows if row.first.codec == KEEP and row.nbytes_before < least]
+    if shown:
+        console.print(_plan_table(shown, verbose=verbose))
     held = [decision for decision in graph.decisions if decision.tensor.refusal in CALLER_HELD]
     lines = [_saved_line(graph.saved_bytes_before, graph.saved_bytes_after, graph.plain_saved_bytes)]
+    if small:
+        size = human_bytes(sum(row.nbytes_before for row in small))
+        lines.append(("kept besides", f"{sum(row.count for row in small)} small tensors ({size}), listed with -v"))
     if held:
         size = human_bytes(sum(decision.tensor.nbytes for decision in held))
-        lines.append(("not counted", f"{len(held)} tensors ({size}) that the caller holds anyway"))
+        lines.append(
+            ("not counted", f"{len(held)} tensors ({size}) that the caller holds anyway: parameters, inputs, outputs")
+        )
     before, after = graph.peak_before, graph.peak_after
     lines.append(
         (
@@ -96,7 +106,7 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
 
 def _saved_line(before: int, after: int, plain: int) -> tuple[str, str]:
     text = f"{human_bytes(before)} → {human_bytes(after)} ({ratio(before, after)})"
-    return "saved for backward", f"{text}; PyTorch's own cut saves {human_bytes(plain)} ({ratio(plain, after)})"
+    return "saved for backward", f"{text}; PyTorch's own cut saves {human_bytes(plain)}, {ratio(plain, after)} as much"
 
 
 def _print_totals(console: Console, lines: Sequence[tuple[str, str]]) -> None:
@@ -115,11 +125,11 @@ def _plan_table(rows: Sequence[Row], *, verbose: bool) -> Table:
             row.name,
             row.layer or "(top)",
             tensor.source or "–",
-            tensor.op,
+            short_op(tensor.op),
             "x".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype,
             human_bytes(row.nbytes_before),
-            ", ".join(tensor.consumers) or "–",
+            ", ".join(map(short_op, tensor.consumers)) or "–",
             tensor.need,
             representation(decision),
             human_bytes(row.nbytes_after),
@@ -143,7 +153,7 @@ def _change_table(changes: Sequence[Change], *, verbose: bool) -> Table:
 
 def make_table(*heads: str) -> Table:
     """Return an empty table; a head that ends in `>` is a column of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for head in heads:
         number = head.endswith(">")
         table.add_column(head.rstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")

@@ -33,12 +33,21 @@ def ratio(before: int, after: int) -> str:
 
 def representation(decision: Decision) -> str:
     """Return codec and parameters in short, as `affine 4b g128 SR`, `valueset 1b` or `keep`."""
-    return " ".join([decision.codec, *(_parameter(name, value) for name, value in decision.params)])
+    params = dict(decision.params)
+    count = params.get("count")
+    if decision.codec == "valueset" and isinstance(count, int):
+        return f"valueset {max(count - 1, 0).bit_length()}b"
+    return " ".join(filter(None, [decision.codec, *(_parameter(name, value) for name, value in params.items())]))
 
 
 def layer_pattern(layer: str) -> str:
     """Return a module path with its positions in containers replaced: `h.11.mlp` becomes `h.*.mlp`."""
     return re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", layer)
+
+
+def short_op(op: str) -> str:
+    """Return an operator without namespace and default overload: `aten.addmm.default` becomes `addmm`."""
+    return op.removeprefix("aten.").removeprefix("prims.").removesuffix(".default")
 
 
 def printable(text: str) -> str:
@@ -47,12 +56,13 @@ def printable(text: str) -> str:
 
 
 def _parameter(name: str, value: Param) -> str:
+    """Return one parameter in short; empty for a switch that is off and a group size left to the codec."""
     if name == "bits":
-        return f"{value:g}b" if isinstance(value, int | float) else f"{value}b"
+        return f"{value}b"
     if name == "group":
-        return f"g{value}"
+        return f"g{value}" if value else ""
     if name == "rounding":
         return ROUNDING.get(str(value), str(value))
     if isinstance(value, bool):
-        return name if value else f"no-{name}"
+        return name if value else ""
     return f"{name}={value}"
