@@ -38,11 +38,13 @@ def plan() -> Plan:
         saved_tensor(12, "gt", "h.0.act"), op="aten.gt.Scalar", shape=("s0", 1024), dtype="bool", need="predicate",
         nbytes=8192, storage_nbytes=8192, values="{0, 1}",
     )  # fmt: skip
-    mean = replace(saved_tensor(13, "mean", "norm"), need="statistic", nbytes=64, storage_nbytes=64, refusal="too small")
+    mean = replace(
+        saved_tensor(13, "mean", "norm"), need="statistic", nbytes=64, storage_nbytes=64, refusal="too small"
+    )
     view = replace(saved_tensor(14, "view", "h.3.mlp"), storage="addmm_3")
     weight = replace(saved_tensor(15, "primals_1", ""), refusal="parameter or input of the caller")
     decisions += [
-        Decision(mask, "valueset", (("count", 2), ("lo", 0.0), ("step", 1.0)), 1024, "values in {0, 1}, exact"),
+        Decision(mask, "valueset", (("count", 2), ("lo", 0), ("step", 1)), 1024, "values in {0, 1}, exact"),
         Decision(mean, "keep", (), 64, "too small"),
         Decision(view, "shared", (), 0, "view of addmm_3"),
         Decision(weight, "keep", (), 32768, "parameter or input of the caller"),

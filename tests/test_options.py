@@ -162,7 +162,9 @@ def test_text_is_read_by_the_options_type(name: str, text: str, value: object):
     assert value_from_text(name, text) == value
 
 
-@pytest.mark.parametrize("name, text", [("bits", "x"), ("lossy", "maybe"), ("inductor", "{"), ("inductor", "[" * 100_000)])
+@pytest.mark.parametrize(
+    "name, text", [("bits", "x"), ("lossy", "maybe"), ("inductor", "{"), ("inductor", "[" * 100_000)]
+)
 def test_text_of_another_type_is_refused(name: str, text: str):
     with pytest.raises(OptionError, match=name):
         value_from_text(name, text)
@@ -224,15 +226,17 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
 @pytest.mark.parametrize(
     "given, nbytes",
     [
-        (123, 123), ("123", 123), ("0", 0), ("16KiB", 16384), ("16 kib", 16384), ("1.5GB", 1_500_000_000), ("8GiB", 8 * 2**30),
-        ("2TB", 2 * 10**12), ("7B", 7), ("0.5MiB", 2**19),
+        (123, 123), ("123", 123), ("0", 0), ("16KiB", 16384), ("16 kib", 16384), ("1.5GB", 1_500_000_000),
+        ("8GiB", 8 * 2**30), ("2TB", 2 * 10**12), ("7B", 7), ("0.5MiB", 2**19),
     ],
 )  # fmt: skip
 def test_parse_bytes(given: object, nbytes: int):
     assert parse_bytes(given) == nbytes
 
 
-@pytest.mark.parametrize("given", ["8G", "-1", "1.5", "1.5B", "", "KiB", "1e9", "9" * 30, "٣KiB", "1PiB", True, 1.0, None, -1, 2**63])
+@pytest.mark.parametrize(
+    "given", ["8G", "-1", "1.5", "1.5B", "", "KiB", "1e9", "9" * 30, "٣KiB", "1PiB", True, 1.0, None, -1, 2**63]
+)
 def test_parse_bytes_refuses(given: object):
     with pytest.raises(ValueError):
         parse_bytes(given)
