@@ -1,0 +1,1 @@
+"""Benchmarks of fxcompress. Every number they print is measured by the command that prints it."""

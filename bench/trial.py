@@ -1,0 +1,90 @@
+"""One model under one variant: compile it, run one seeded step, and measure. Shared by all benchmarks."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import measure
+from bench.variants import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A module with its batch. `bf16` runs the forward under autocast."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    bf16: bool = False
+
+    def step(self, compiled: Callable[..., Tensor]) -> Tensor:
+        """Seeded forward: equal dropout for all variants. The module's own gradients are untouched."""
+        torch.manual_seed(0)
+        parameter = next(self.module.parameters())
+        with torch.autocast(parameter.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            return compiled(*self.args, **self.kwargs)
+
+    def train_step(self, compiled: Callable[..., Tensor]) -> Callable[[], None]:
+        """Forward and backward as a closure, gradients made anew."""
+
+        def run() -> None:
+            self.module.zero_grad(set_to_none=True)
+            self.step(compiled).backward()  # type: ignore[no-untyped-call]
+
+        return run
+
+    def held(self) -> list[Tensor]:
+        """What the caller holds anyway: parameters, buffers and the batch."""
+        batch = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+        return [*self.module.parameters(), *self.module.buffers(), *batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one variant did on one job."""
+
+    compiled: Callable[..., Tensor]
+    loss: float
+    gradients: Mapping[str, Tensor]
+    saved_bytes: int
+    memory: measure.Memory
+    first_step_s: float
+    """First forward and backward, compilation included."""
+    predicted_peak_bytes: int | None
+    """From fxcompress's own plans; None where they do not exist."""
+
+
+def run_trial(variant: Variant, job: Job) -> Trial:
+    """Compile `job` under `variant` on empty caches, then measure one step each for bytes, gradients and memory."""
+    compiled = variant.compile(job.module)
+    plans_before = _plan_peaks(variant)
+    with variant.compiling():
+        first_step_s = measure.timed(job.train_step(compiled))
+    predicted = _plan_peaks(variant)[len(plans_before) :]
+    job.module.zero_grad(set_to_none=True)
+    loss = job.step(compiled)
+    saved = measure.saved_bytes(loss, job.held())
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in job.module.named_parameters() if p.grad is not None}
+    memory = measure.peak_bytes(job.train_step(compiled), list(job.module.parameters()))
+    # With several graphs (graph breaks) their peaks do not add up to the step's, so nothing is predicted.
+    peak = predicted[0] if len(predicted) == 1 else None
+    return Trial(compiled, float(loss.detach()), gradients, saved, memory, first_step_s, peak)
+
+
+def warm_up(inner: str) -> None:
+    """Pay once per process and machine what no variant should be charged for: imports and precompiled headers."""
+    compiled = torch.compile(lambda x: (x.sin() * x).softmax(-1).sum(), backend=inner)
+    compiled(torch.ones(64, 64, requires_grad=True)).backward()
+
+
+def _plan_peaks(variant: Variant) -> list[int]:
+    if variant.backend != "actcomp":
+        return []
+    import fxcompress
+
+    return [plan.peak_after.peak_bytes for plan in fxcompress.reports()]

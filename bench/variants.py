@@ -1,0 +1,89 @@
+"""The ways to compile that are compared: plain Inductor, what torch itself offers, and actcomp under several options.
+
+Torch's activation budget is set in functorch's config, which `torch.compile(options=…)` does not reach, and a compile
+time is only fair on empty caches. Both names are private; this file is the only place in the benchmarks that uses any.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+REFERENCE = "plain"
+FP8_PASS = {
+    "activation_quantization_aten_pass": {
+        "quant_type": "torch.float8_e5m2",
+        "use_scaling": True,
+        # The pass compares in MiB; its default, 100, would leave every model of this size alone.
+        "size_in_mb": 16384 / 2**20,
+        "allowed_dtypes": "torch.bfloat16;torch.float32",
+        "exclude_primals": True,
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to compile. `functorch` is patched while compiling."""
+
+    name: str
+    backend: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    functorch: Mapping[str, Any] = field(default_factory=dict)
+
+    def compile(self, module: nn.Module) -> Callable[..., Tensor]:
+        """Wrap `module`; it compiles at the first call, which belongs inside `compiling`."""
+        compiled: Callable[..., Tensor] = torch.compile(
+            module, backend=self.backend, options=dict(self.options) or None
+        )
+        return compiled
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Patch what must be patched for the first call, with compile caches that start empty."""
+        with contextlib.ExitStack() as stack:
+            if self.functorch:
+                config = importlib.import_module("torch._functorch.config")
+                stack.enter_context(config.patch(**self.functorch))
+            stack.enter_context(importlib.import_module("torch._inductor.utils").fresh_cache())
+            yield
+
+
+def variants(inner: str = "inductor") -> dict[str, Variant]:
+    """All variants over one inner compiler (`inductor` or `aot_eager`), by name; the first is the reference."""
+    ours = {} if inner == "inductor" else {"inner": inner}
+    everything = [
+        Variant(REFERENCE, inner),
+        *(torch_variants() if inner == "inductor" else ()),
+        Variant("actcomp", "actcomp", ours),
+        Variant("actcomp-8bit", "actcomp", {**ours, "bits": 8}),
+        Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
+        Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
+    ]
+    return {variant.name: variant for variant in everything}
+
+
+def torch_variants() -> tuple[Variant, ...]:
+    """What torch itself offers for the same purpose."""
+    # Dynamo tells backends apart by their options: without one, the budget would be served plain Inductor's code.
+    return (
+        Variant("budget-0.5", "inductor", {"debug": False}, {"activation_memory_budget": 0.5}),
+        Variant("fp8-pass", "inductor", {"post_grad_fusion_options": FP8_PASS}),
+    )
+
+
+def chosen(names: str, inner: str = "inductor") -> list[Variant]:
+    """Variants by comma-separated names, the reference always first; `all` means all.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    known = variants(inner)
+    wanted = list(known) if names == "all" else [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"unknown variant {unknown[0]!r}; known over {inner}: {', '.join(known)}")
+    return [known[REFERENCE], *(known[name] for name in wanted if name != REFERENCE)]
