@@ -103,6 +103,7 @@ def run(
     fused = options.inner == "inductor"
     key = clock.run("fingerprint", lambda: fingerprint(fw, bw))
     user_outputs = outputs(fw)[:count]
+    clock.run("expose_predicates", lambda: expose_predicates(bw))
     first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
     stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
@@ -156,7 +157,6 @@ def _prepare(
     """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
     if "rebuild_weights" not in options.disable_passes:
         rebuild_weights(fw, bw, set(parameters), count)
-    expose_predicates(bw)
     lossy = _lossy_names(found.saved, options, stored)
     zero_exact = {t.name for t in found.saved if t.name in lossy and t.need == "operand+mask"}
     return dict(save_predicates(fw, bw, lossy, zero_exact, count).exact_only)

@@ -1,0 +1,104 @@
+"""Public test helpers. Codec contract: what every registered codec is held to, stated once.
+
+`EXAMPLES` lists configurations per codec; a codec that is not listed is tested with its defaults. The checks raise
+AssertionError with the codec and the numbers.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from fxcompress import codecs
+from fxcompress.codecs.base import Codec, payload_nbytes
+
+EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
+    "affine": (
+        *({"bits": bits, "rounding": rounding} for bits in (1, 2, 4, 8) for rounding in ("stochastic", "nearest")),
+        *({"bits": bits, "zero_preserving": True} for bits in (2, 4, 8)),
+        {"bits": 2, "zero_preserving": True, "rounding": "nearest"},
+        {"bits": 4, "group": 16},
+        {"bits": 2, "group": 48},
+    ),
+    "float8": ({"format": "e4m3"}, {"format": "e5m2"}, {"group": 16}),
+    "valueset": (
+        {"lo": 0, "step": 1, "count": 2},
+        {"lo": -1, "step": 2, "count": 2},
+        {"lo": -5, "step": 1, "count": 11},
+        {"lo": 3, "step": 7, "count": 17},
+    ),
+}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRIED = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def examples() -> Iterator[Codec]:
+    """Every registered codec in the configurations of `EXAMPLES`."""
+    for name in codecs.names():
+        for params in EXAMPLES.get(name, ({},)):
+            yield codecs.make(name, **params)
+
+
+def dtypes(codec: Codec) -> tuple[torch.dtype, ...]:
+    """The dtypes that `codec` accepts."""
+    return tuple(dtype for dtype in _TRIED if not codec.refuse(dtype))
+
+
+def sample(codec: Codec, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Data that `codec` may be given: its value set, non-negative or normal values."""
+    generator = torch.Generator().manual_seed(seed)
+    params = codecs.params(codec)
+    if codec.contract.kind == "exact":
+        lo, step, count = (int(str(params[key])) for key in ("lo", "step", "count"))
+        return (lo + step * torch.randint(0, count, shape, generator=generator)).to(dtype)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (values.relu() if params.get("zero_preserving") else values).to(dtype)
+
+
+def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
+    """The error that the contract admits, per element of `[*lead, cols]`, as fp64; `x` is finite.
+
+    Unbiased codecs may miss by one step, which is the group's range, with the outward rounding of both its ends and of the
+    step to bf16, over the number of steps. Casting the decode to the dtype of `x` may add half a unit in the last place.
+    """
+    if codec.contract.kind == "exact":
+        return torch.zeros_like(x, dtype=torch.float64)
+    params = codecs.params(codec)
+    group = int(str(params.get("group", x.shape[-1])))
+    magnitude = _spread(x.double().abs(), group, torch.Tensor.amax)
+    cast = x.double().abs() * torch.finfo(x.dtype).eps + magnitude * 2**-23 + 2.0**-126
+    if codec.contract.kind != "unbiased":
+        return codec.contract.bound * magnitude + cast
+    low = 0 * magnitude if params.get("zero_preserving") else _spread(x.double(), group, torch.Tensor.amin)
+    span = _spread(x.double(), group, torch.Tensor.amax) - low + magnitude * 2**-7
+    steps = 2**codec.bits - (2 if params.get("zero_preserving") else 1)
+    return span * (1 + 2**-7) / steps + cast
+
+
+def _spread(x: torch.Tensor, group: int, reduce: object) -> torch.Tensor:
+    """Reduce each group of the last axis and give every element its group's result."""
+    assert callable(reduce)
+    parts = [reduce(part, -1, keepdim=True).expand(part.shape) for part in x.split(group, -1)]
+    return torch.cat(parts, -1)
+
+
+def check_payload(codec: Codec, x: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> None:
+    """The payload of `[*lead, cols]` is what `fields` states: number, shapes, dtypes, contiguity, bytes."""
+    *lead, cols = x.shape
+    fields = codec.fields(cols, x.dtype)
+    got = [(tuple(part.shape), part.dtype, part.is_contiguous()) for part in parts]
+    want = [((*lead, *field.shape), field.dtype, True) for field in fields]
+    assert got == want, f"{codec}: payload {got}, stated {want}"
+    nbytes = sum(part.untyped_storage().nbytes() for part in parts)
+    stated = payload_nbytes(codec, x[..., 0].numel(), cols, x.dtype)
+    assert nbytes == stated, f"{codec}: payload of {nbytes} bytes, stated {stated}"
+
+
+def check_roundtrip(codec: Codec, x: torch.Tensor, salt: int | torch.Tensor = 1) -> torch.Tensor:
+    """Encode and decode finite `[*lead, cols]`, check payload, shape, dtype and error; return the decode."""
+    parts = codec.encode(x, salt)
+    check_payload(codec, x, parts)
+    y = codec.decode(parts, x.shape[-1], x.dtype)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype), f"{codec}: {x.shape} {x.dtype} came back as {y.shape} {y.dtype}"
+    excess = (y.double() - x.double()).abs() - largest_error(codec, x)
+    assert not excess.isnan().any() and excess.max() <= 0, f"{codec}: error exceeds the contract by {excess.max()}"
+    return y
