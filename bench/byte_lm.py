@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,11 @@ class Scale:
     batch: int
     steps: int
     seeds: int
-    text_megabytes: float
     learning_rate: float = 2e-3
 
 
-FULL = Scale(GPTConfig(), batch=8, steps=80, seeds=3, text_megabytes=4.0)
-QUICK = Scale(GPTConfig(layers=2, context=64), batch=4, steps=6, seeds=2, text_megabytes=0.5)
+FULL = Scale(GPTConfig(), batch=8, steps=80, seeds=3)
+QUICK = Scale(GPTConfig(layers=2, context=64), batch=4, steps=6, seeds=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def train(
 ) -> list[Run]:
     """Train all sides from the same initial weights on the same batches, one step each in turn.
 
-    Stops early, for all sides alike, when `deadline` (of `time.monotonic`) passes.
+    Stops early, for all sides alike but after one step at least, when `deadline` (of `time.monotonic`) passes.
     """
     torch.manual_seed(seed)
     fresh = GPT(scale.config).state_dict()
@@ -73,7 +72,7 @@ def train(
         side.job.module.load_state_dict(fresh)
         optimizers.append(torch.optim.AdamW(side.job.module.parameters(), lr=scale.learning_rate, betas=(0.9, 0.95)))
     for step in track(range(scale.steps), description=f"seed {seed}", console=Console(stderr=True), transient=True):
-        if time.monotonic() > deadline:
+        if step and time.monotonic() > deadline:
             break
         batch = data.text_batch(
             text.train[0], batch=scale.batch, time=scale.config.context, seed=seed * scale.steps + step
@@ -101,11 +100,12 @@ def held_out_loss(model: torch.nn.Module, text: Tensor, scale: Scale) -> float:
 def curves(runs: Sequence[Run], every: int) -> list[str]:
     """One line per variant: training loss every `every` steps, averaged over seeds."""
     names = list(dict.fromkeys(run.variant for run in runs))
-    lines = [f"training loss every {every} steps (nats per byte, mean over seeds)"]
+    lines = [f"training loss every {every} steps and at the last (nats per byte, mean over seeds)"]
     for name in names:
         per_step = zip(*(run.losses for run in runs if run.variant == name), strict=False)
         means = [statistics.fmean(values) for values in per_step]
-        lines.append(f"{name:>14}  " + " ".join(f"{value:.3f}" for value in [*means[::every], means[-1]]))
+        shown = sorted({*range(0, len(means), every), len(means) - 1})
+        lines.append(f"{name:>14}  " + " ".join(f"{means[step]:.3f}" for step in shown))
     return lines
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     started = time.monotonic()
     scale = _scale(arguments)
     console = wide_console()
-    text = data.stdlib_text(scale.text_megabytes)
+    text = data.stdlib_text()
     torch.manual_seed(0)
     model = GPT(scale.config)
     batch = data.text_batch(text.train[0], batch=scale.batch, time=scale.config.context, seed=0)
@@ -160,9 +160,7 @@ def main() -> int:
 
 def _scale(arguments: argparse.Namespace) -> Scale:
     base = QUICK if arguments.quick else FULL
-    return Scale(
-        base.config, base.batch, arguments.steps or base.steps, arguments.seeds or base.seeds, base.text_megabytes
-    )
+    return replace(base, steps=arguments.steps or base.steps, seeds=arguments.seeds or base.seeds)
 
 
 def _headline(scale: Scale, model: GPT, text: data.Split) -> str:

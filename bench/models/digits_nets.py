@@ -82,7 +82,7 @@ class ViT(nn.Module):
 class BNN(nn.Module):
     """A binary CNN: real first layer, then convolutions of ±1 activations with scaled ±1 weights."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 56) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.Hardtanh())
         self.body = nn.Sequential(
