@@ -1,0 +1,158 @@
+"""Affine codes: directed rounding needs no clamps, zeros are kept, and stochastic rounding has no bias."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxcompress.codecs.affine import Affine, reference
+from fxcompress.codecs.groups import LARGEST, bf16_ceil_positive, bf16_floor
+from fxcompress.errors import OptionError
+
+ANY = st.floats(-LARGEST, LARGEST, width=32)
+ORDINARY = st.floats(-1e4, 1e4, width=32)
+BITS = st.sampled_from((1, 2, 4, 8))
+SLACK = 1 + 2**-14
+"""Roundings of (x - zero)/scale and of the decode, in steps: below 255 steps · 2⁻²²."""
+
+
+def scale_and_zero(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Metadata read by bf16 itself rather than by the shifts under test."""
+    halves = word.contiguous().view(torch.bfloat16).reshape(*word.shape, 2)
+    return halves[..., 1].double(), halves[..., 0].double()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(ANY | ORDINARY, min_size=1, max_size=64), BITS, st.booleans(), st.integers(0, 9))
+def test_error_is_at_most_one_step(values: list[float], bits: int, nearest: bool, salt: int) -> None:
+    codec = Affine(bits=bits, group=64, rounding="nearest" if nearest else "stochastic")
+    x = torch.tensor(values, dtype=torch.float32)
+    codes, word = codec.encode(x, salt)
+    y = codec.decode((codes, word), len(values), x.dtype)
+    scale, zero = scale_and_zero(word)
+    ulp = x.double().abs().max() * 2**-22
+    assert zero <= x.double().min() and zero + (2**bits - 1) * scale >= x.double().max() - ulp
+    assert ((y.double() - x.double()).abs() <= scale * SLACK / (2 if nearest else 1) + ulp).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.just(0.0) | st.floats(0, LARGEST, width=32) | st.floats(0, 8, width=32), min_size=1, max_size=64))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_zero_is_zero_and_nothing_else_is(bits: int, rounding: str, values: list[float]) -> None:
+    codec = Affine(bits=bits, group=64, rounding=rounding, zero_preserving=True)  # type: ignore[arg-type]
+    x = torch.tensor(values, dtype=torch.float32)
+    parts = codec.encode(x, 3)
+    y = codec.decode(parts, len(values), x.dtype)
+    scale, _ = scale_and_zero(parts[1])
+    assert torch.equal(y > 0, x > 0) and torch.equal(y == 0, x == 0)
+    assert ((y.double() - x.double()).abs() <= scale * SLACK + x.double().abs().max() * 2**-22 + 2**-126).all()
+
+
+def test_zero_preserving_keeps_its_predicate_among_non_finite_values() -> None:
+    codec = Affine(bits=4, group=16, zero_preserving=True)
+    x = torch.tensor([0.0, -0.0, 1.0, 2.5, float("nan"), float("inf"), 0.0, 1e-40] * 2)
+    y = codec.decode(codec.encode(x, 1), 16, x.dtype)
+    assert torch.equal(y == 0, x == 0) and y[x != 0].isnan().all()
+    assert not torch.signbit(y[x == 0]).any()
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_directed_rounding_to_bf16(value: float) -> None:
+    x = torch.tensor(value, dtype=torch.float32)
+    below = bf16_floor(x)
+    assert below <= x and below.to(torch.bfloat16).float() == below
+    exact = x.to(torch.bfloat16).float() == x
+    assert not exact or below == x
+    above = bf16_ceil_positive(x.abs())
+    assert above >= x.abs() and (above == x.abs() or bf16_floor(x.abs()) < x.abs())
+
+
+def test_the_ragged_tail_repeats_the_last_element() -> None:
+    codec = Affine(bits=4, group=16)
+    x = torch.tensor([5.0, 6.0, 7.0])
+    _, word = codec.encode(x, 1)
+    scale, zero = scale_and_zero(word)
+    assert float(zero) == 5.0 and float(scale) < 2 / 14
+
+
+def mean_error(codec: Affine, x: torch.Tensor, salts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over salts of (decode - x), in steps, per element; and the steps."""
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for salt in range(salts):
+        codes, word = codec.encode(x, salt)
+        total += codec.decode((codes, word), x.shape[-1], torch.float64) - x.double()
+    scale, _ = scale_and_zero(word)
+    return total / salts / scale.repeat_interleave(codec.group, -1)[..., : x.shape[-1]], scale
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("zero_preserving", [False, True])
+@pytest.mark.parametrize("saturating", [False, True])
+def test_stochastic_rounding_is_unbiased(bits: int, zero_preserving: bool, saturating: bool) -> None:
+    """Per element within the noise and a byte's resolution; over all elements within the noise alone."""
+    if zero_preserving and bits == 1:
+        pytest.skip("refused")
+    codec = Affine(bits=bits, zero_preserving=zero_preserving)
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    x = (x.sigmoid() * 6).clamp(1, 5) if saturating else x
+    x = x.relu() if zero_preserving else x
+    salts = 256
+    error, _ = mean_error(codec, x, salts)
+    sigma = 0.5 * salts**-0.5
+    assert error.abs().max() < 5 * sigma + 1 / 512
+    assert abs(float(error.mean())) < 4 * sigma * x.numel() ** -0.5 + 1 / 512 * 4 * x.numel() ** -0.5
+
+
+def test_steps_with_constant_statistics_do_not_repeat_their_noise_under_other_salts() -> None:
+    x = torch.tensor([0.0, 1.0] + [0.3] * 62)
+    codec = Affine(bits=1)
+    drawn = torch.stack([codec.decode(codec.encode(x, salt), 64, x.dtype) for salt in range(64)])
+    share = drawn[:, 2:].mean()
+    assert abs(float(share) - 0.3) < 4 * (0.21 / (64 * 62)) ** 0.5 + 1 / 512
+    assert drawn[:, 2:].unique(dim=0).shape[0] == 64
+
+
+def test_equal_values_of_one_group_draw_different_noise() -> None:
+    x = torch.tensor([0.0, 1.0] + [0.5] * 62)
+    y = Affine(bits=1).decode(Affine(bits=1).encode(x, 1), 64, x.dtype)
+    assert 15 < float(y[2:].sum()) < 47
+
+
+def test_codes_against_plain_arithmetic() -> None:
+    x = torch.randn(512, generator=torch.Generator().manual_seed(2))
+    codec = Affine(bits=4, rounding="nearest")
+    codes, word = codec.encode(x, 1)
+    scale, zero = scale_and_zero(word)
+    exact = (x.double().reshape(4, 128) - zero[:, None]) / scale[:, None]
+    low, high = codes & 15, codes >> 4
+    assert (torch.cat((low, high), -1).double() - exact).abs().max() <= 0.5 + 1e-5
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"bits": 3},
+        {"bits": 16},
+        {"group": 24},
+        {"group": -64},
+        {"group": "64"},
+        {"rounding": "up"},
+        {"bits": 1, "zero_preserving": True},
+    ],
+    ids=str,
+)
+def test_wrong_configurations_are_refused(params: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match="affine"):
+        Affine(**params)  # type: ignore[arg-type]
+
+
+def test_the_default_group_is_the_one_of_the_width() -> None:
+    assert [Affine(bits=bits).group for bits in (1, 2, 4, 8)] == [64, 64, 128, 128]
+    assert Affine(bits=4) == Affine(bits=4, group=128)
+
+
+def test_a_group_that_is_not_finite_has_a_nan_scale() -> None:
+    word = reference.make_word(torch.tensor([0.0, -torch.inf, 0.0]), torch.tensor([torch.nan, 0.0, torch.inf]), 3)
+    assert reference.read_word(word)[0].isnan().all()
