@@ -7,6 +7,9 @@ from fxcompress.facts import CALLER_HELD
 from fxcompress.plan import Decision
 from fxcompress.report.text import layer_pattern
 
+TOP = "(top)"
+"""Stands for the module path of what belongs to no submodule."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -68,4 +71,4 @@ def _key(decision: Decision, before: int, after: int) -> object:
 def _common_layer(decisions: Sequence[Decision]) -> str:
     layers = {decision.tensor.layer: None for decision in decisions}
     name = next(iter(layers)) if len(layers) == 1 else layer_pattern(decisions[0].tensor.layer)
-    return name + (f" (x{len(decisions)})" if len(decisions) > 1 else "")
+    return (name or TOP) + (f" (x{len(decisions)})" if len(decisions) > 1 else "")

@@ -123,7 +123,7 @@ def _plan_table(rows: Sequence[Row], *, verbose: bool) -> Table:
         decision, tensor = row.first, row.first.tensor
         cells = [
             row.name,
-            row.layer or "(top)",
+            row.layer,
             tensor.source or "–",
             short_op(tensor.op),
             "x".join(map(str, tensor.shape)) or "scalar",
