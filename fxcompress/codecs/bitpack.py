@@ -54,15 +54,16 @@ def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: in
     *lead, size = fixed.shape
     quads = fixed.reshape(*lead, 4, 2, 2, size // SLICES)
     pairs = quads.select(-3, 0) + (quads.select(-3, 1) << 16)
-    codes = [[_add_byte(pairs.select(-3, w), noise[w], parity) for parity in (0, 1)] for w in range(4)]
+    codes = [_add_bytes(part, word) for part, word in zip(pairs.unbind(-3), noise, strict=True)]
     pieces = [byte for row in _merge(codes, bits) for byte in _split(row, bits)]
     return torch.cat(pieces, -1)
 
 
-def _add_byte(pairs: torch.Tensor, word: torch.Tensor, parity: int) -> torch.Tensor:
-    """Dither the pair (parity, parity + 2) of the four slices that `word` serves, and drop the fraction."""
-    noise = (word >> 8 if parity else word) & 0x00FF00FF
-    return ((pairs.select(-2, parity) + noise) >> 8) & 0x00FF00FF
+def _add_bytes(pairs: torch.Tensor, word: torch.Tensor) -> list[torch.Tensor]:
+    """Dither the four slices that `word` serves, `[*lead, groups, 2, G/16]`, and drop their fractions."""
+    even, odd = pairs.unbind(-2)
+    low = 0x00FF00FF
+    return [((even + (word & low)) >> 8) & low, ((odd + ((word >> 8) & low)) >> 8) & low]
 
 
 def _merge(codes: list[list[torch.Tensor]], bits: int) -> list[list[torch.Tensor]]:

@@ -46,7 +46,7 @@ def memory_order(x: torch.Tensor) -> MemoryOrder | None:
 def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
     """A tensor that lies as `order` says, as `[*lead, cols]`: a view."""
     ordered = x.permute(order.dims)
-    return ordered.reshape(*ordered.shape[: len(order.lead)], order.cols)
+    return ordered.reshape([*ordered.shape[: len(order.lead)], order.cols])
 
 
 def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
@@ -54,7 +54,7 @@ def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
     back = [0] * len(order.dims)
     for position, dim in enumerate(order.dims):
         back[dim] = position
-    return rows.reshape(*rows.shape[:-1], *order.tail).permute(back)
+    return rows.reshape([*rows.shape[:-1], *order.tail]).permute(back)
 
 
 def permutation(sizes: Sequence[Size], strides: Sequence[Size]) -> tuple[int, ...]:
@@ -89,5 +89,6 @@ def is_dense(sizes: Sequence[Size], strides: Sequence[Size]) -> bool:
 
 def split(sizes: Sequence[Size]) -> tuple[tuple[Size, ...], tuple[int, ...]]:
     """Sizes in memory order, cut after the last symbolic one."""
-    cut = max((i + 1 for i, size in enumerate(sizes) if not isinstance(size, int)), default=0)
-    return tuple(sizes[:cut]), tuple(size for size in sizes[cut:] if isinstance(size, int))
+    static = [size if isinstance(size, int) else size.node.maybe_as_int() for size in sizes]
+    cut = max((i + 1 for i, size in enumerate(static) if size is None), default=0)
+    return tuple(sizes[:cut]), tuple(size for size in static[cut:] if size is not None)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from fxcompress.codecs.order import from_rows, memory_order, to_rows
 
@@ -58,10 +58,9 @@ def test_a_dense_part_of_a_larger_storage_is_dense() -> None:
 
 def symbolic(x: torch.Tensor, *dims: int) -> tuple[torch.Tensor, ShapeEnv]:
     env = ShapeEnv()
-    mode = FakeTensorMode(shape_env=env)
-    for dim in dims:
-        torch._dynamo.mark_dynamic(x, dim)
-    return mode.from_tensor(x), env
+    sizes = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(x.dim())]
+    context = StatelessSymbolicContext(dynamic_sizes=sizes)
+    return FakeTensorMode(shape_env=env).from_tensor(x, symbolic_context=context), env
 
 
 def test_symbolic_sizes_lead_and_install_no_guard() -> None:
