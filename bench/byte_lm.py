@@ -8,7 +8,6 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,13 +55,8 @@ class Run:
     step_s: tuple[float, ...]
 
 
-def train(
-    sides: Sequence[Side], text: data.Split, scale: Scale, seed: int, deadline: float, *, bf16: bool
-) -> list[Run]:
-    """Train all sides from the same initial weights on the same batches, one step each in turn.
-
-    Stops early, for all sides alike but after one step at least, when `deadline` (of `time.monotonic`) passes.
-    """
+def train(sides: Sequence[Side], text: data.Split, scale: Scale, seed: int, *, bf16: bool) -> list[Run]:
+    """Train all sides from the same initial weights on the same batches, one step each in turn."""
     torch.manual_seed(seed)
     fresh = GPT(scale.config).state_dict()
     losses: list[list[float]] = [[] for _ in sides]
@@ -72,8 +66,6 @@ def train(
         side.job.module.load_state_dict(fresh)
         optimizers.append(torch.optim.AdamW(side.job.module.parameters(), lr=scale.learning_rate, betas=(0.9, 0.95)))
     for step in track(range(scale.steps), description=f"seed {seed}", console=Console(stderr=True), transient=True):
-        if step and time.monotonic() > deadline:
-            break
         batch = data.text_batch(
             text.train[0], batch=scale.batch, time=scale.config.context, seed=seed * scale.steps + step
         )
@@ -127,7 +119,6 @@ def step_ratio(runs: Sequence[Run], name: str) -> float:
 def main() -> int:
     """Run and print; 0 if every variant ran."""
     arguments = _arguments()
-    started = time.monotonic()
     scale = _scale(arguments)
     console = wide_console()
     text = data.stdlib_text()
@@ -137,25 +128,25 @@ def main() -> int:
     console.print(_headline(scale, model, text))
     copies = [(variant, copy.deepcopy(model)) for variant in chosen(arguments.variants, arguments.inner)]
     sides = prepare(copies, batch, inner=arguments.inner, bf16=arguments.bf16)
-    deadline = started + 60 * arguments.budget_minutes
-    runs: list[Run] = []
-    for seed in range(scale.seeds):
-        if seed and time.monotonic() > deadline:
-            console.print(f"stopped after {seed} of {scale.seeds} seeds: --budget-minutes is spent")
-            break
-        runs += train(sides, text, scale, seed, deadline, bf16=arguments.bf16)
+    scale = affordable(scale, sides, 60 * arguments.budget_minutes)
+    console.print(f"training {scale.steps} steps x {scale.seeds} seeds")
+    runs = [run for seed in range(scale.seeds) for run in train(sides, text, scale, seed, bf16=arguments.bf16)]
     names = [side.variant.name for side in sides]
     console.print(summary(sides, {name: step_ratio(runs, name) for name in names}))
     for line in curves(runs, max(scale.steps // 10, 1)):
         console.print(line, soft_wrap=True)
     for name in names[1:]:
         final = interval(differences(runs, name))
-        console.print(
-            f"held-out loss, {name} minus {REFERENCE}, paired over {len(runs) // len(names)} seeds: {final} (95 %)"
-        )
+        console.print(f"held-out loss, {name} minus {REFERENCE}, paired over {scale.seeds} seeds: {final} (95 %)")
     if arguments.json:
         append_rows(arguments.json, _rows(sides, runs, scale, bf16=arguments.bf16))
     return 0
+
+
+def affordable(scale: Scale, sides: Sequence[Side], seconds: float) -> Scale:
+    """Fewer steps, equally for all seeds, if by the measured step times training would take longer than `seconds`."""
+    per_step = sum(side.step_s for side in sides)
+    return replace(scale, steps=max(1, min(scale.steps, int(seconds / (per_step * scale.seeds)))))
 
 
 def _scale(arguments: argparse.Namespace) -> Scale:
@@ -169,7 +160,7 @@ def _headline(scale: Scale, model: GPT, text: data.Split) -> str:
     return (
         f"GPT of {config.layers} layers, width {config.width}, {parameters / 1e6:.2f} M parameters; "
         f"batch {scale.batch} x {config.context} bytes; {len(text.train[0]) / 1e6:.2f} MB of training text, "
-        f"{len(text.test[0]) / 1e6:.2f} MB held out; {scale.steps} steps x {scale.seeds} seeds"
+        f"{len(text.test[0]) / 1e6:.2f} MB held out"
     )
 
 
@@ -202,7 +193,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--inner", default="inductor", choices=("inductor", "aot_eager"))
     parser.add_argument("--bf16", action="store_true", help="run the forward under bf16 autocast")
     parser.add_argument("--quick", action="store_true", help="a tiny model and a few steps")
-    parser.add_argument("--budget-minutes", type=float, default=6.0, help="stop training when this has passed")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=4.0, help="lower the number of steps to train no longer than this"
+    )
     parser.add_argument("--json", type=Path, help="append one JSON line per variant to this file")
     return parser.parse_args()
 

@@ -89,7 +89,7 @@ def _timed(row: Row, trials: dict[str, Trial], seconds: dict[str, list[float]]) 
         row,
         step_s=step_s,
         step_ratio=measure.paired_ratio(seconds[row.variant], reference) if reference else None,
-        compile_s=trials[row.variant].first_step_s - step_s,
+        compile_s=trials[row.variant].first_step_s - min(seconds[row.variant]),
     )
 
 
