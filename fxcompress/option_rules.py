@@ -142,9 +142,9 @@ def _patches_from_text(text: str) -> object:
 
 RULES: dict[str, Rule] = {
     "bits": _widths(1, 2, 4, 8),
-    "propagating_bits": _widths(2, 4, 8),
+    "gemm_bits": _widths(2, 4, 8),
     "codec": _one_of(("affine", "float8")),
-    "rounding": _one_of(("stochastic", "nearest")),
+    "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),

@@ -158,7 +158,7 @@ def _prepare(
     if "rebuild_weights" not in options.disable_passes:
         rebuild_weights(fw, bw, set(parameters), count)
     lossy = _lossy_names(found.saved, options, stored)
-    zero_exact = {t.name for t in found.saved if t.name in lossy and t.need == "operand+mask"}
+    zero_exact = {t.name for t in found.saved if t.name in lossy and t.need.endswith("+mask")}
     return dict(save_predicates(fw, bw, lossy, zero_exact, count).exact_only)
 
 

@@ -11,13 +11,13 @@ KEEP = "keep"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How one saved tensor is represented. `codec` is `keep`, `drop` (no longer needed) or a codec's name."""
+    """How one saved tensor is represented. `codec` is `keep`, `shared` (a view of a tensor decided on before) or a codec."""
 
     tensor: SavedTensor
     codec: str
     params: tuple[tuple[str, Param], ...]
     nbytes: int
-    """Payload bytes after encoding; equals `tensor.nbytes` for `keep`."""
+    """Payload bytes after encoding; for `keep`, those of the whole storage."""
     reason: str
 
 

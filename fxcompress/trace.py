@@ -5,12 +5,13 @@ partitioned graphs, so that what `explain` shows is what the backend does.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from fxcompress import compat, ledger
 from fxcompress.errors import FxcompressError
@@ -20,6 +21,9 @@ from fxcompress.plan import GraphPlan, Plan
 
 if TYPE_CHECKING:
     from fxcompress.inputs import InputSpec
+
+log = logging.getLogger(__name__)
+Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def explain(
@@ -38,10 +42,14 @@ def explain(
     """
     options = dataclasses.replace(options or Options(), save_plan=None)
     plans: list[GraphPlan] = []
-    with FakeTensorMode() as mode:
-        module, args, kwargs = materialize(module_factory, inputs, mode)
-        compiled = torch.compile(module, backend=_planner(options, plans))
-        compiled(*args, **kwargs)
+    try:
+        with FakeTensorMode() as mode:
+            case = materialize(module_factory, inputs, mode)
+            _capture(case, options, plans)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
+        plans.clear()
+        _capture(materialize(module_factory, inputs, None), options, plans)
     if not plans:
         raise FxcompressError(
             "no graph saves anything for backward: the model ran without gradients, or its graphs were compiled unchanged "
@@ -50,9 +58,17 @@ def explain(
     return ledger.make_plan(plans, options)
 
 
+def _capture(case: Case, options: Options, plans: list[GraphPlan]) -> None:
+    module, args, kwargs = case
+    torch._dynamo.reset()
+    # What was traced before in this process must not make sizes symbolic here.
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        torch.compile(module, backend=_planner(options, plans))(*args, **kwargs)
+
+
 def materialize(
     module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
-) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+) -> Case:
     """Call the factory and make its inputs."""
     built = module_factory()
     module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
@@ -60,6 +76,8 @@ def materialize(
         args = tuple(spec.make(fake=mode) for spec in inputs)
     if not isinstance(module, nn.Module):
         raise FxcompressError(f"the factory returned {type(module).__name__}; it must return an nn.Module, or a tuple with one")
+    if not isinstance(args, (tuple, list)):
+        raise FxcompressError(f"the factory returned {type(args).__name__} as arguments; it must be a tuple")
     return module, tuple(args), dict(kwargs)
 
 

@@ -23,7 +23,17 @@ from fxcompress.plan import KEEP, Decision, Param
 
 SHARED = "shared"
 """The representation of a further view of a storage that another saved tensor already brings."""
-_RANK: dict[Need, int] = {"operand": 0, "operand+mask": 1, "attention": 2, "propagating": 3}
+_LOSSY: dict[Need, str] = {
+    "derivative": "only pointwise derivatives and normalizations read it",
+    "conv": "convolution operand, or what one is rebuilt from",
+    "conv+mask": "convolution operand and zero pattern: zeros exact",
+    "operand": "matrix-product operand: error reaches only a leaf gradient",
+    "operand+mask": "matrix-product operand and zero pattern: zeros exact",
+    "propagating": "matrix-product operands are rebuilt from it",
+    "attention": "attention operand: 8 bit or more",
+    "logits": "argument of log-softmax, log-sum-exp exact: 8 bit or more",
+}
+"""Need classes that a lossy codec may serve, from the most to the least tolerant, with the reason for their width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +55,13 @@ class Choice:
 
 
 def lossy_need(need: Need) -> bool:
-    return need in _RANK
+    return need in _LOSSY
 
 
 def strictest(needs: list[Need]) -> Need:
     """The need class that covers all views of one storage."""
     if all(lossy_need(need) for need in needs):
-        return max(needs, key=_RANK.__getitem__)
+        return max(needs, key=list(_LOSSY).index)
     return next(need for need in needs if not lossy_need(need))
 
 
@@ -60,25 +70,21 @@ def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Co
     if values is not None and values.finite:
         return codecs.make("valueset", lo=values.lo, step=values.step, count=values.count), f"values in {values}, exact"
     if not lossy_need(need):
-        return None, {"statistic": "statistic or log-probability: kept exact"}.get(need, f"{need}: no exact codec fits")
+        return None, {"statistic": "statistic: kept exact"}.get(need, f"{need}: no exact codec fits")
     if not options.lossy:
         return None, "lossy codecs are off"
-    reason = {
-        "operand": "operand: error reaches only a leaf gradient",
-        "operand+mask": "operand and zero pattern: zeros exact",
-        "attention": "attention operand: 8 bit or more",
-        "propagating": "error enters other gradients",
-    }[need]
-    return _lossy_codec(need, options), reason
+    return _lossy_codec(need, options), _LOSSY[need]
 
 
 def _lossy_codec(need: Need, options: Options) -> Codec:
-    if options.codec == "float8" and need != "operand+mask":
+    if options.codec == "float8" and not need.endswith("+mask"):
         return codecs.make("float8", **({"group": options.group} if options.group else {}))
-    bits = options.bits if need in ("operand", "operand+mask") else options.propagating_bits
-    bits = max(bits, 8) if need == "attention" else max(bits, 2) if need == "operand+mask" else bits
-    params: dict[str, Param] = {"bits": bits, "group": options.group, "rounding": options.rounding}
-    return codecs.make("affine", **params, zero_preserving=need == "operand+mask")
+    bits = options.bits if need in ("derivative", "conv", "conv+mask") else options.gemm_bits
+    bits = max(bits, {"attention": 8, "logits": 8, "conv+mask": 2}.get(need, 1))
+    rounding = ("nearest" if bits == 8 else "stochastic") if options.rounding == "auto" else options.rounding
+    return codecs.make(
+        "affine", bits=bits, group=options.group, rounding=rounding, zero_preserving=need.endswith("+mask")
+    )
 
 
 def choose(

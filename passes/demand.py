@@ -17,6 +17,7 @@ from torch import fx
 from fxcompress.facts import Need
 from fxcompress.passes.find_saved import SavedPair, placeholders
 from fxcompress.passes.ops import (
+    GEMMS,
     LEAF_FINISH,
     MOVES,
     PREDICATES,
@@ -101,7 +102,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         consumers = tuple(sorted({full_name(user) for node, user in _first_uses(pair.bw) if not is_view(user)}))
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
-            need = _need_of(pair, gradients, finishing, logs, nonnegative=bool(known and known.nonnegative))
+            need = _uses_of(pair.bw, gradients, finishing, logs).need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
 
@@ -126,29 +127,49 @@ def _static_need(pair: SavedPair, stats: set[fx.Node]) -> Need | None:
     return "statistic" if pair.bw in stats else None
 
 
-def _need_of(
-    pair: SavedPair, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node], *, nonnegative: bool
-) -> Need:
+@dataclass(slots=True)
+class _Uses:
+    """What was seen on the way from one saved tensor to the gradients."""
+
+    leaf_only: bool = True
+    asks_zero: bool = False
+    attention: bool = False
+    logits: bool = False
+    gemm: bool = False
+    conv: bool = False
+
+    def need(self, nonnegative: bool) -> Need:
+        if self.logits:
+            return "logits"
+        if self.attention:
+            return "attention"
+        mask = self.asks_zero and nonnegative and self.leaf_only
+        if self.gemm:
+            return "propagating" if not self.leaf_only else "operand+mask" if mask else "operand"
+        if self.conv:
+            return "conv+mask" if mask else "conv"
+        return "derivative"
+
+
+def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node]) -> _Uses:
     """Follow one float tensor to where it meets gradients."""
-    leaf_only, asks_zero, attention = True, False, False
-    for node, user in reached([pair.bw]):
+    uses = _Uses()
+    for node, user in reached([source]):
         if node in gradients:
             continue  # already mixed; what follows was judged at the mixing node
+        name = op_name(user)
+        uses.gemm = uses.gemm or name in GEMMS
+        uses.conv = uses.conv or name in ("convolution", "convolution_backward")
         if is_attention(user):
-            attention = True
+            uses.attention = True
         elif user not in gradients:
-            if op_name(user) == "sub" and any(arg in logs for arg in user.all_input_nodes):
-                return "statistic"
-            zero = op_name(user) in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(pair.bw, node)
-            asks_zero = asks_zero or zero
-            leaf_only = leaf_only and (zero or op_name(user) in MOVES or is_view(user) or op_name(user) in PREDICATES)
-        elif op_name(user) != "where":
-            leaf_only = leaf_only and _is_leaf_product(node, user, finishing)
-    if attention:
-        return "attention"
-    if not leaf_only:
-        return "propagating"
-    return "operand+mask" if asks_zero and nonnegative else "operand"
+            uses.logits = uses.logits or (name == "sub" and any(arg in logs for arg in user.all_input_nodes))
+            zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
+            uses.asks_zero = uses.asks_zero or zero
+            uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
+        elif name != "where":
+            uses.leaf_only = uses.leaf_only and _is_leaf_product(node, user, finishing)
+    return uses
 
 
 def _only_moved(source: fx.Node, node: fx.Node) -> bool:

@@ -17,7 +17,8 @@ MOVES = VIEWS | frozenset("clone contiguous cat copy flip repeat constant_pad_nd
 LEAF_FINISH = MOVES | frozenset("sum add neg mean".split())
 """Operators between a weight-gradient product and the graph's output that neither mix nor amplify errors."""
 
-PRODUCTS = frozenset("mm bmm addmm baddbmm matmul linear mul".split())
+GEMMS = frozenset("mm bmm addmm baddbmm matmul linear dot mv _scaled_mm".split())
+PRODUCTS = GEMMS | {"mul"}
 """Bilinear operators: linear in the saved operand when the other one is a gradient."""
 
 PREDICATES = frozenset(

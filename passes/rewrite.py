@@ -42,9 +42,11 @@ def rewrite(
     encoded: set[int] = set()
     for index, encoding in enumerate(encodings):
         pairs = encoding.storage.members
+        known = len(templates)
         encode, decode = _traced(encoding, templates, decompositions)
-        parts = _insert_encode(fw, encoding, encode, index, seed)
-        _insert_decode(bw, encoding, decode, parts)
+        fresh = len(templates) > known
+        parts = _insert_encode(fw, encoding, encode, index, seed, fresh)
+        _insert_decode(bw, encoding, decode, parts, fresh)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
@@ -95,7 +97,7 @@ def tensor_salt(seed: int, index: int) -> int:
 
 
 def _insert_encode(
-    fw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, index: int, seed: int
+    fw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, index: int, seed: int, fresh: bool
 ) -> list[fx.Node]:
     source = encoding.source
     val = source.meta["val"]
@@ -113,7 +115,7 @@ def _insert_encode(
             name=f"{PREFIX}{index}_salt",
         )
         salt.meta["val"] = _salt_val(template)
-        parts = inline(fw.graph, template, [source, salt], names)
+        parts = inline(fw.graph, template, [source, salt], names, fresh=fresh)
     if not salt.users:
         fw.graph.erase_node(salt)
     return parts
@@ -125,7 +127,9 @@ def _salt_val(template: fx.GraphModule) -> torch.Tensor:
     return val
 
 
-def _insert_decode(bw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, parts: list[fx.Node]) -> None:
+def _insert_decode(
+    bw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, parts: list[fx.Node], fresh: bool
+) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
     order = {node: i for i, node in enumerate(bw.graph.nodes)}
@@ -133,7 +137,7 @@ def _insert_decode(bw: fx.GraphModule, encoding: Encoding, template: fx.GraphMod
     first = min(users, key=lambda user: order.get(user, math.inf))
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        (env[encoding.source],) = inline(bw.graph, template, arrived, [None])
+        (env[encoding.source],) = inline(bw.graph, template, arrived, [None], fresh=fresh)
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
             if encoding.source is encoding.storage.root and chain is not None:
                 copy_chain(bw.graph, chain, env)

@@ -6,12 +6,14 @@ version check stay last. Every new node carries a `val`, and a backward placehol
 generated code reads whatever else bears that name.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx
 
+from fxcompress import compat
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 
 PREFIX = "actcomp_"
@@ -78,8 +80,26 @@ def copy_node(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], name:
     return new
 
 
+def refresh_values(nodes: Iterable[fx.Node]) -> None:
+    """Give copied nodes fake values of their own, by running each on those of its arguments.
+
+    Storages must be distinct where they will be at run time: AOTAutograd compares them, and so does `liveness`.
+    """
+    mode = None
+    for node in nodes:
+        mode = mode or compat.fake_mode_of([node.meta.get("val")])
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+        with mode or contextlib.nullcontext():
+            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+
 def inline(
-    graph: fx.Graph, template: fx.GraphModule, arguments: Sequence[fx.Node], names: Sequence[str | None]
+    graph: fx.Graph,
+    template: fx.GraphModule,
+    arguments: Sequence[fx.Node],
+    names: Sequence[str | None],
+    *,
+    fresh: bool,
 ) -> list[fx.Node]:
     """Copy a traced function into `graph` at its insertion point.
 
@@ -88,6 +108,7 @@ def inline(
         template: traced function of tensors, returning a flat sequence of tensors.
         arguments: one node per placeholder of `template`.
         names: wanted name per result (None: any); a result that gets a name must be computed by `template`.
+        fresh: whether the copies take over the template's fake values; False if an earlier copy has them.
 
     Returns:
         The nodes that stand for the results.
@@ -95,17 +116,19 @@ def inline(
     env = dict(zip(placeholders(template), arguments, strict=True))
     results = outputs(template)
     wanted = {node: name for node, name in zip(results, names, strict=True) if name and isinstance(node, fx.Node)}
-    for node in template.graph.nodes:
-        if node.op == "call_function":
-            copy_node(graph, node, env, wanted.get(node, PREFIX + node.name))
+    copies = [
+        copy_node(graph, node, env, wanted.get(node, PREFIX + node.name))
+        for node in template.graph.nodes
+        if node.op == "call_function"
+    ]
+    if not fresh:
+        refresh_values(copies)
     return [env[node] for node in results if isinstance(node, fx.Node)]
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
     """Copy a topologically ordered chain of calls; `env` maps its outside inputs and receives its nodes."""
-    for node in chain:
-        if node not in env:
-            copy_node(graph, node, env, PREFIX + node.name)
+    refresh_values([copy_node(graph, node, env, PREFIX + node.name) for node in chain if node not in env])
 
 
 def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:

@@ -20,7 +20,7 @@ _HIGH_HALF = -65536
 _NAN_SCALE = 0x7FC00000
 
 
-def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
     """Pack the groups' metadata.
 
     Args:
@@ -29,13 +29,12 @@ def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> tuple[torch
         levels: number of steps from zero to top.
 
     Returns:
-        int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite. And the
-        scale, fp32 `[*lead, groups]`, arbitrary for such a group.
+        int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
     """
     scale = scale_for(top - zero, levels)
     word = scale.view(torch.int32) | ((zero.view(torch.int32) >> 16) & 0xFFFF)
     finite = (zero >= -LARGEST) & (top <= LARGEST)
-    return torch.where(finite, word, _NAN_SCALE), scale
+    return torch.where(finite, word, _NAN_SCALE)
 
 
 def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,9 +58,9 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    zero = bf16_floor(values.amin(-1))
-    word, scale = make_word(zero, values.amax(-1), 2**bits - 1)
-    return _pack((values - zero[..., None]) * inverse(scale)[..., None], word, bits, salt), word
+    word = make_word(bf16_floor(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    scale, zero = read_word(word)
+    return _pack((values - zero) * inverse(scale), word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -83,8 +82,9 @@ def encode_zero_preserving(
     lowest = bf16_floor(torch.where(positive, values, math.inf).amin(-1))
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero = torch.where(lowest == math.inf, 0.0, lowest.clamp_min(SMALLEST_SCALE))
-    word, scale = make_word(zero, values.amax(-1), 2**bits - 2)
-    steps = (values - zero[..., None]) * inverse(scale)[..., None]
+    word = make_word(zero, values.amax(-1), 2**bits - 2)
+    scale, zero = read_word(word)
+    steps = (values - zero) * inverse(scale)
     # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
     codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
     return _pack(codes, word, bits, salt), word
