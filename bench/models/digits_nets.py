@@ -63,11 +63,11 @@ class ViT(nn.Module):
     """A vision transformer over square patches, averaged before the head."""
 
     def __init__(
-        self, side: int = 16, patch: int = 2, width: int = 64, heads: int = 4, layers: int = 3, dropout: float = 0.1
+        self, side: int = 16, patch: int = 4, width: int = 64, heads: int = 4, layers: int = 3, dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, patch, stride=patch)
-        self.position = nn.Parameter(0.02 * torch.randn((side // patch) ** 2, width))
+        self.position = nn.Parameter(0.5 * torch.randn((side // patch) ** 2, width))
         self.blocks = nn.Sequential(*(Encoder(width, heads, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, CLASSES)
