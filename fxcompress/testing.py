@@ -13,8 +13,17 @@ from fxcompress.codecs.base import Codec, payload_nbytes
 
 EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
     "affine": (
-        *({"bits": bits, "rounding": rounding} for bits in (1, 2, 4, 8) for rounding in ("stochastic", "nearest")),
-        *({"bits": bits, "zero_preserving": True} for bits in (2, 4, 8)),
+        {"bits": 1},
+        {"bits": 2},
+        {"bits": 4},
+        {"bits": 8},
+        {"bits": 1, "rounding": "nearest"},
+        {"bits": 2, "rounding": "nearest"},
+        {"bits": 4, "rounding": "nearest"},
+        {"bits": 8, "rounding": "nearest"},
+        {"bits": 2, "zero_preserving": True},
+        {"bits": 4, "zero_preserving": True},
+        {"bits": 8, "zero_preserving": True},
         {"bits": 2, "zero_preserving": True, "rounding": "nearest"},
         {"bits": 4, "group": 16},
         {"bits": 2, "group": 48},
@@ -57,8 +66,8 @@ def sample(codec: Codec, shape: tuple[int, ...], dtype: torch.dtype, seed: int =
 def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
     """The error that the contract admits, per element of `[*lead, cols]`, as fp64; `x` is finite.
 
-    Unbiased codecs may miss by one step, which is the group's range, with the outward rounding of both its ends and of the
-    step to bf16, over the number of steps. Casting the decode to the dtype of `x` may add half a unit in the last place.
+    Unbiased codecs may miss by one step: the group's range, widened by the rounding of its lower end and of the step to
+    bf16, over the number of steps. Casting the decode to the dtype of `x` may add half a unit in the last place.
     """
     if codec.contract.kind == "exact":
         return torch.zeros_like(x, dtype=torch.float64)
@@ -77,7 +86,9 @@ def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
 def _spread(x: torch.Tensor, group: int, reduce: object) -> torch.Tensor:
     """Reduce each group of the last axis and give every element its group's result."""
     assert callable(reduce)
-    parts = [reduce(part, -1, keepdim=True).expand(part.shape) for part in x.split(group, -1)]
+    bounds = range(0, x.shape[-1], group)
+    parts = [x[..., at : at + group] for at in bounds]
+    parts = [reduce(part, -1, keepdim=True).expand(part.shape) for part in parts]
     return torch.cat(parts, -1)
 
 

@@ -24,7 +24,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     *lead, size = codes.shape
     planes = codes.reshape(*lead, 8 // bits, size * bits // 8)
     placed: torch.Tensor = planes << _shifts(bits, codes.device)
-    return placed.sum(-2, dtype=torch.int32).to(torch.uint8)
+    merged: torch.Tensor = placed.sum(-2, dtype=torch.int32)
+    return merged.to(torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -33,7 +34,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return wide
     *lead, size = packed.shape
-    planes = (wide[..., None, :] >> _shifts(bits, packed.device)) & (2**bits - 1)
+    planes: torch.Tensor = (wide[..., None, :] >> _shifts(bits, packed.device)) & (2**bits - 1)
     return planes.reshape(*lead, size * 8 // bits)
 
 

