@@ -7,12 +7,10 @@ from typing import Literal
 Need = Literal[
     "predicate",  # backward asks only yes/no questions of it: bool tensors
     "integer",  # small integers, indices, {-1,+1}: a statically known finite set of values
-    "operand",  # a matrix product's operand; its error reaches only a leaf gradient
-    "conv",  # a convolution's operand, or the argument of a normalization or activation before one
-    "operand+mask",  # `operand`, non-negative, and its zero pattern is asked for too
-    "conv+mask",  # `conv`, likewise
+    "operand",  # operand of a matrix product or convolution; its error reaches only a leaf gradient
+    "operand+mask",  # the same, non-negative, and its zero pattern is asked for too
     "derivative",  # argument of pointwise derivatives and normalizations; no product's operand is rebuilt from it
-    "propagating",  # a matrix product's operand is (re)built from it, and its error enters other gradients too
+    "propagating",  # a product's operand is (re)built from it, and its error enters other gradients too
     "logits",  # the argument of a log-softmax whose log-sum-exp is saved exactly
     "attention",  # q, k, v, out of a fused attention kernel
     "statistic",  # mean, rstd, log-sum-exp, log-softmax: kept

@@ -18,7 +18,7 @@ from fxcompress.option_rules import parse_bytes as parse_bytes
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
-DECIDED_BY_PLAN = ("bits", "gemm_bits", "codec", "rounding", "group", "lossy", "min_bytes")
+DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "lossy", "min_bytes")
 """Options that a replayed plan has already answered."""
 
 
@@ -27,10 +27,10 @@ class Options:
     """Everything a user can choose. Hashable and picklable; equal options compile equal graphs."""
 
     bits: int = 4
-    """Width for arguments of pointwise derivatives and normalizations, and for convolution operands: 1, 2, 4 or 8."""
-    gemm_bits: int = 8
-    """Width for values that are, or are rebuilt into, operands of matrix products: 2, 4 or 8. Attention operands and
-    logits never get fewer than 8."""
+    """Width for arguments of pointwise derivatives and normalizations: 1, 2, 4 or 8."""
+    operand_bits: int = 8
+    """Width for values that are, or are rebuilt into, operands of matrix products and convolutions: 2, 4 or 8.
+    Attention operands and logits never get fewer than 8."""
     codec: str = "affine"
     """The lossy codec: affine or float8."""
     rounding: str = "auto"
@@ -155,7 +155,7 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError(f"options 'plan' and {name!r} conflict: the plan file already decides this; drop one")
         if options.inner != "inductor" and name in ("mode", "inductor"):
             raise OptionError(f"options 'inner' and {name!r} conflict: inner={options.inner!r} does not use Inductor")
-        if options.codec == "float8" and name in ("bits", "gemm_bits") and getattr(options, name) != 8:
+        if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
     if "custom_partitioner_fn" in dict(options.inductor):
         raise OptionError("option 'inductor': 'custom_partitioner_fn' is the seat of fxcompress itself; leave it out")

@@ -25,11 +25,9 @@ SHARED = "shared"
 """The representation of a further view of a storage that another saved tensor already brings."""
 _LOSSY: dict[Need, str] = {
     "derivative": "only pointwise derivatives and normalizations read it",
-    "conv": "convolution operand, or what one is rebuilt from",
-    "conv+mask": "convolution operand and zero pattern: zeros exact",
-    "operand": "matrix-product operand: error reaches only a leaf gradient",
-    "operand+mask": "matrix-product operand and zero pattern: zeros exact",
-    "propagating": "matrix-product operands are rebuilt from it",
+    "operand": "operand of a product: error reaches only a leaf gradient",
+    "operand+mask": "operand of a product and zero pattern: zeros exact",
+    "propagating": "operands of products are rebuilt from it",
     "attention": "attention operand: 8 bit or more",
     "logits": "argument of log-softmax, log-sum-exp exact: 8 bit or more",
 }
@@ -79,8 +77,8 @@ def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Co
 def _lossy_codec(need: Need, options: Options) -> Codec:
     if options.codec == "float8" and not need.endswith("+mask"):
         return codecs.make("float8", **({"group": options.group} if options.group else {}))
-    bits = options.bits if need in ("derivative", "conv", "conv+mask") else options.gemm_bits
-    bits = max(bits, {"attention": 8, "logits": 8, "conv+mask": 2}.get(need, 1))
+    bits = options.bits if need == "derivative" else options.operand_bits
+    bits = max(bits, {"attention": 8, "logits": 8, "operand+mask": 2}.get(need, 1))
     rounding = ("nearest" if bits == 8 else "stochastic") if options.rounding == "auto" else options.rounding
     return codecs.make(
         "affine", bits=bits, group=options.group, rounding=rounding, zero_preserving=need.endswith("+mask")

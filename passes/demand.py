@@ -135,20 +135,18 @@ class _Uses:
     asks_zero: bool = False
     attention: bool = False
     logits: bool = False
-    gemm: bool = False
-    conv: bool = False
+    product: bool = False
 
     def need(self, nonnegative: bool) -> Need:
         if self.logits:
             return "logits"
         if self.attention:
             return "attention"
-        mask = self.asks_zero and nonnegative and self.leaf_only
-        if self.gemm:
-            return "propagating" if not self.leaf_only else "operand+mask" if mask else "operand"
-        if self.conv:
-            return "conv+mask" if mask else "conv"
-        return "derivative"
+        if not self.product:
+            return "derivative"
+        if not self.leaf_only:
+            return "propagating"
+        return "operand+mask" if self.asks_zero and nonnegative else "operand"
 
 
 def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node]) -> _Uses:
@@ -158,8 +156,7 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if node in gradients:
             continue  # already mixed; what follows was judged at the mixing node
         name = op_name(user)
-        uses.gemm = uses.gemm or name in GEMMS
-        uses.conv = uses.conv or name in ("convolution", "convolution_backward")
+        uses.product = uses.product or name in GEMMS or name in ("convolution", "convolution_backward")
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:

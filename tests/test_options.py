@@ -26,13 +26,13 @@ def test_defaults_need_no_thought():
     "given, words",
     [
         ({"btis": 2}, ["btis", "'bits'"]),
-        ({"zzz": 2}, ["zzz", "valid names", "gemm_bits"]),
+        ({"zzz": 2}, ["zzz", "valid names", "operand_bits"]),
         ({1: 2}, ["unknown option 1"]),
         ({"bits": 3}, ["'bits'", "found 3", "1, 2, 4, 8", "default 4"]),
         ({"bits": "4"}, ["'4' (str)"]),
         ({"bits": True}, ["True (bool)"]),
         ({"bits": 4.0}, ["4.0 (float)"]),
-        ({"gemm_bits": 1}, ["2, 4, 8"]),
+        ({"operand_bits": 1}, ["2, 4, 8"]),
         ({"codec": "afine"}, ["'affine', 'float8'"]),
         ({"rounding": "up"}, ["stochastic"]),
         ({"group": 24}, ["multiple of 16"]),
@@ -172,7 +172,7 @@ def test_text_of_another_type_is_refused(name: str, text: str):
 
 VALUES = {
     "bits": st.sampled_from([1, 2, 4, 8]),
-    "gemm_bits": st.sampled_from([2, 4, 8]),
+    "operand_bits": st.sampled_from([2, 4, 8]),
     "rounding": st.sampled_from(["stochastic", "nearest"]),
     "group": st.integers(0, 64).map(lambda n: 16 * n),
     "lossy": st.booleans(),
@@ -213,7 +213,7 @@ def test_any_value_is_taken_or_refused_but_never_crashes(values):
 def test_the_cache_key_covers_everything_but_where_reports_go():
     base = Options()
     others = {
-        "bits": 2, "gemm_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
+        "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
         "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
         "strict": True, "disable_passes": ("a",), "limit": 1,
     }  # fmt: skip
