@@ -66,7 +66,8 @@ def strictest(needs: list[Need]) -> Need:
 def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Codec | None, str]:
     """The codec for a need class, and the reason; None means keep."""
     if values is not None and values.finite:
-        return codecs.make("valueset", lo=values.lo, step=values.step, count=values.count), f"values in {values}, exact"
+        count = max(values.count, 2)
+        return codecs.make("valueset", lo=values.lo, step=values.step, count=count), f"values in {values}, exact"
     if not lossy_need(need):
         return None, {"statistic": "statistic: kept exact"}.get(need, f"{need}: no exact codec fits")
     if not options.lossy:

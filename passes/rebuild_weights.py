@@ -15,7 +15,7 @@ MAX_CHAIN = 16
 """Longer functions of weights are saved: replaying them is no longer cheap."""
 _CHEAP = (
     MOVES | (PRODUCTS & {"mul"}) | REDUCTIONS - {"var_mean", "std_mean"} | frozenset(
-        "add sub div neg abs sqrt rsqrt where ge gt le lt eq ne full full_like scalar_tensor arange iota sign pow "
+        "zeros ones zeros_like ones_like new_zeros new_ones add sub div neg abs sqrt rsqrt where ge gt le lt eq ne full full_like scalar_tensor arange iota sign pow "
         "logical_and logical_or logical_not bitwise_and bitwise_or reciprocal maximum minimum clamp".split()
     )
 )

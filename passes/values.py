@@ -59,6 +59,9 @@ def of_points(points: set[int]) -> ValueSet:
     return of_range(lo, hi, step)
 
 
+_DTYPE_RANGE = {torch.bool: of_range(0, 1), torch.uint8: of_range(0, 255), torch.int8: of_range(-128, 127)}
+
+
 def join(a: ValueSet, b: ValueSet) -> ValueSet:
     """What holds of an element that lies in `a` or in `b`."""
     if a.finite and b.finite:
@@ -85,7 +88,7 @@ def find_values(gm: fx.GraphModule) -> Known:
 
 def _by_dtype(node: fx.Node) -> ValueSet:
     val = node.meta.get("val")
-    return of_range(0, 1) if isinstance(val, torch.Tensor) and val.dtype is torch.bool else UNKNOWN
+    return _DTYPE_RANGE.get(val.dtype, UNKNOWN) if isinstance(val, torch.Tensor) else UNKNOWN
 
 
 def _representable(fact: ValueSet, node: fx.Node) -> ValueSet:
