@@ -24,6 +24,7 @@ from fxcompress.passes.check import check
 from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
+from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.liveness import find_peak
@@ -142,7 +143,7 @@ def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: in
     storages = find_storages(fw, pairs, count)
     values = find_values(fw)
     demands = find_demands(bw, pairs, values)
-    return _Findings(collect(storages, demands, values, options.min_bytes), storages, values)
+    return _Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
 
 
 def _prepare(

@@ -1,8 +1,11 @@
 """Put the findings on each saved tensor into one torch-free record (`facts.SavedTensor`)."""
 
-import torch
+from collections.abc import Mapping
 
-from fxcompress.facts import CALLER_HELD, Need, SavedTensor, Size
+import torch
+from torch import fx
+
+from fxcompress.facts import CALLER_HELD, SavedTensor, Size
 from fxcompress.passes.alias import Storage, nbytes_of
 from fxcompress.passes.demand import Demand
 from fxcompress.passes.find_saved import SavedPair, layer_of, source_of
@@ -13,18 +16,18 @@ NO_CHECK = "saved_tensor_with_no_vc_check"
 
 
 def collect(
-    storages: list[Storage], demands: dict[object, Demand], values: Known, min_bytes: int
+    storages: list[Storage], demands: Mapping[fx.Node, Demand], values: Known, masked: set[fx.Node], min_bytes: int
 ) -> tuple[SavedTensor, ...]:
     """Describe every saved tensor, in the order in which the forward graph returns them."""
     found = [
-        (pair, _describe(pair, storage, demands[pair.bw], values, min_bytes))
+        (pair, _describe(pair, storage, demands[pair.bw], values, masked, min_bytes))
         for storage in storages
         for pair in storage.members
     ]
     return tuple(tensor for _, tensor in sorted(found, key=lambda item: item[0].position))
 
 
-def refusal(pair: SavedPair, storage: Storage, need: Need, min_bytes: int) -> str:
+def refusal(pair: SavedPair, storage: Storage, masked: set[fx.Node], min_bytes: int) -> str:
     """Why a tensor is left alone whatever its values; empty if it may be encoded."""
     val = pair.val
     if storage.held_by == "input":
@@ -35,13 +38,15 @@ def refusal(pair: SavedPair, storage: Storage, need: Need, min_bytes: int) -> st
         return f"{str(val.layout).removeprefix('torch.')} {_dtype(val)}: no codec takes it"
     if pair.fw.meta.get(NO_CHECK):
         return "saved without a version check"
+    if val.dtype.is_floating_point and (pair.fw in masked or storage.root in masked):
+        return "masked: holds infinite or extreme entries by construction"
     if storage.nbytes < min_bytes:
         return f"smaller than min_bytes={min_bytes}"
     return ""
 
 
 def _describe(
-    pair: SavedPair, storage: Storage, demand: Demand, values: Known, min_bytes: int
+    pair: SavedPair, storage: Storage, demand: Demand, values: Known, masked: set[fx.Node], min_bytes: int
 ) -> SavedTensor:
     val = pair.val
     known = values.get(pair.fw)
@@ -60,7 +65,7 @@ def _describe(
         need=demand.need,
         consumers=demand.consumers,
         values=str(known) if known else "",
-        refusal=refusal(pair, storage, demand.need, min_bytes),
+        refusal=refusal(pair, storage, masked, min_bytes),
     )
 
 

@@ -1,0 +1,61 @@
+"""Find values that hold infinite or extreme entries by construction: masked attention scores and additive masks.
+
+One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0. So
+`find_masked(fw)` follows constants beyond ±1e30 (or at the end of a half type's range) through moves, sums and selections,
+adds arguments of a softmax to which a caller's tensor was added, and the mask arguments of fused attention. Read-only.
+"""
+
+import torch
+from torch import fx
+
+from fxcompress.passes.ops import MOVES, is_attention, is_view, op_name
+
+_CARRY = MOVES | frozenset("add sub mul div neg where masked_fill maximum minimum index index_select select_scatter".split())
+_EXTREME = 1e30
+
+
+def find_masked(fw: fx.GraphModule) -> set[fx.Node]:
+    """Nodes of the forward graph whose values must not share a quantization group with others."""
+    found: set[fx.Node] = set()
+    for node in fw.graph.nodes:
+        if node.op != "call_function":
+            continue
+        carried = op_name(node) in _CARRY and any(arg in found for arg in node.all_input_nodes)
+        if carried or _has_extreme(node) or (op_name(node) == "add" and _feeds_softmax(node) and _adds_input(node)):
+            found.add(node)
+        if is_attention(node):
+            found.update(_mask_arguments(node))
+    return found
+
+
+def _has_extreme(node: fx.Node) -> bool:
+    if op_name(node) not in ("full", "full_like", "scalar_tensor", "where", "masked_fill"):
+        return False
+    val = node.meta.get("val")
+    half = isinstance(val, torch.Tensor) and val.dtype is torch.float16
+    limit = torch.finfo(torch.float16).max if half else _EXTREME
+    return any(isinstance(arg, float) and abs(arg) >= limit for arg in node.args)
+
+
+def _feeds_softmax(node: fx.Node) -> bool:
+    return any(
+        op_name(user) in ("_softmax", "softmax", "amax") or (is_view(user) and _feeds_softmax(user)) for user in node.users
+    )
+
+
+def _adds_input(node: fx.Node) -> bool:
+    return any(_is_moved_input(arg) for arg in node.all_input_nodes)
+
+
+def _is_moved_input(node: fx.Node) -> bool:
+    while node.op == "call_function" and op_name(node) in MOVES and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
+
+
+def _mask_arguments(node: fx.Node) -> list[fx.Node]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = [*zip(names, node.args, strict=False), *node.kwargs.items()]
+    return [arg for name, arg in given if name in ("attn_mask", "attn_bias", "mask") and isinstance(arg, fx.Node)]
