@@ -40,7 +40,7 @@ class Scale:
     learning_rate: float = 2e-3
 
 
-FULL = Scale(GPTConfig(), batch=4, steps=100, seeds=3)
+FULL = Scale(GPTConfig(), batch=8, steps=120, seeds=5)
 QUICK = Scale(GPTConfig(layers=2, context=64), batch=4, steps=6, seeds=2)
 
 
