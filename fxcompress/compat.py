@@ -113,11 +113,15 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], patches: Ma
 def partition_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: object) -> Callable[..., Any]:
     """Run everything of Inductor up to the partitioned graphs, then interpret them: the same graphs, no code generation.
 
-    `compile_fx(inner_compile=…)`: run in 2.13, read in 2.11.
+    `compile_fx(inner_compile=…)`, `fx_passes.post_grad.view_to_reshape`: run in 2.13, read in 2.11.
     """
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.fx_passes.post_grad import view_to_reshape
 
     def interpret(graph: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        # Inductor may lay tensors out in other strides than the graph states, and so do we for it.
+        view_to_reshape(graph)
+        graph.recompile()
         return lambda *args: graph.forward(*args)
 
     patches = {"custom_partitioner_fn": partitioner, "fx_graph_cache": False}
@@ -169,3 +173,13 @@ def reset_cuda_graphs() -> None:
         reset_cudagraph_trees()
 
 
+
+
+def inductor_uses_channels_last(gm: fx.GraphModule) -> bool:
+    """Whether Inductor computes this graph's convolutions with channels last.
+
+    `torch._inductor.graph.GraphLowering.decide_layout_opt(gm, is_inference)`: run in 2.13, read in 2.11.
+    """
+    from torch._inductor.graph import GraphLowering
+
+    return bool(GraphLowering.decide_layout_opt(gm, is_inference=False))

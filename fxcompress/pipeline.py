@@ -24,6 +24,7 @@ from fxcompress.passes.check import check
 from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
+from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
@@ -32,6 +33,7 @@ from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
+from fxcompress.passes.shield_weights import shield_weights
 from fxcompress.passes.values import Known, find_values
 from fxcompress.plan import KEEP, Decision, GraphPlan, Plan
 
@@ -111,7 +113,15 @@ def run(
     exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     given = match(stored, found.saved, "plan") if stored is not None else None
-    choice = clock.run("choose", lambda: choose(found.saved, found.storages, found.values, options, exact_only, given))
+    channels_last = find_channels_last(fw) if fused else set()
+    choice = clock.run(
+        "choose",
+        lambda: choose(
+            found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
+        ),
+    )
+    if channels_last and "shield_weights" not in options.disable_passes:
+        clock.run("shield_weights", lambda: (shield_weights(fw), shield_weights(bw)))
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))

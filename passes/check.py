@@ -5,12 +5,15 @@ silently wrong: a placeholder whose target is another node's name, saved values 
 stride differs between the sides, tensors without metadata, and predicates read from lossy values.
 """
 
+import re
+
 import torch
 from torch import fx
 
 from fxcompress.errors import GraphError
 from fxcompress.passes.find_saved import outputs, placeholders
 
+_PAYLOAD = re.compile(r"actcomp_\d")
 _RESERVED = ("primals", "tangents", "fwd_rng_state", "seed_offset")
 
 
@@ -62,5 +65,5 @@ def _check_sides(saved: list[fx.Node], incoming: list[fx.Node]) -> None:
         a, b = left.meta["val"], right.meta["val"]
         if a.dtype != b.dtype or str(a.shape) != str(b.shape) or str(a.stride()) != str(b.stride()):
             raise GraphError(f"saved {left.name!r}: {a.dtype} {tuple(a.shape)} forward, {b.dtype} {tuple(b.shape)} backward")
-        if left.name.startswith("actcomp_") and not a.is_contiguous():
+        if _PAYLOAD.match(left.name) and not a.is_contiguous():
             raise GraphError(f"payload {left.name!r} is not contiguous")

@@ -5,7 +5,7 @@ value set allows, the lossy codec at the width of the need class elsewhere, and 
 is chosen only if it stores fewer bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from fxcompress.errors import PlanError
 from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage, hint
+from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import KEEP, Decision, Param
 
@@ -92,6 +93,8 @@ def choose(
     values: Known,
     options: Options,
     exact_only: Mapping[str, str],
+    *,
+    channels_last: Set[str] = frozenset(),
     given: Mapping[str, Decision] | None = None,
 ) -> Choice:
     """Choose a representation for every saved tensor.
@@ -102,6 +105,7 @@ def choose(
         values: value sets of the forward graph.
         options: widths, rounding, floor, limit.
         exact_only: names of tensors that must not become lossy, with why.
+        channels_last: shapes that the inner compiler will lay out with channels last.
         given: decisions of a stored plan by tensor name, which are followed instead.
     """
     facts = {tensor.name: tensor for tensor in saved}
@@ -110,9 +114,9 @@ def choose(
     for storage in storages:
         members = [facts[pair.bw.name] for pair in storage.members]
         if given is None:
-            encoding, reason = _encode(storage, members, values, options, exact_only)
+            encoding, reason = _encode(storage, members, values, options, exact_only, channels_last)
         else:
-            encoding, reason = _follow(storage, given[members[0].name])
+            encoding, reason = _follow(storage, given[members[0].name], channels_last)
         if encoding is not None and options.limit is not None and len(encodings) >= options.limit:
             encoding, reason = None, f"beyond limit={options.limit}"
         if encoding is not None:
@@ -123,7 +127,12 @@ def choose(
 
 
 def _encode(
-    storage: Storage, members: list[SavedTensor], values: Known, options: Options, exact_only: Mapping[str, str]
+    storage: Storage,
+    members: list[SavedTensor],
+    values: Known,
+    options: Options,
+    exact_only: Mapping[str, str],
+    channels_last: Set[str],
 ) -> tuple[Encoding | None, str]:
     refusal = next((member.refusal for member in members if member.refusal), "")
     if refusal:
@@ -139,7 +148,7 @@ def _encode(
     if why_exact and codec.contract.kind != "exact":
         return None, why_exact
     why_not = codec.refuse(val.dtype)
-    order = memory_order(val)
+    order = _order_of(val, channels_last)
     if why_not or order is None:
         return None, why_not or "not dense in memory"
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
@@ -147,15 +156,23 @@ def _encode(
     return Encoding(storage, source, codec, order), reason
 
 
-def _follow(storage: Storage, decision: Decision) -> tuple[Encoding | None, str]:
+def _follow(storage: Storage, decision: Decision, channels_last: Set[str]) -> tuple[Encoding | None, str]:
     """What a stored decision says."""
     if decision.codec in (KEEP, SHARED):
         return None, decision.reason
     source = _source(storage)
-    order = memory_order(source.meta["val"])
+    order = _order_of(source.meta["val"], channels_last)
     if order is None:
         raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense in memory")
     return Encoding(storage, source, codecs.make(decision.codec, **dict(decision.params)), order), decision.reason
+
+
+def _order_of(val: torch.Tensor, channels_last: Set[str]) -> MemoryOrder | None:
+    """In which order to store a tensor; None if it is not dense."""
+    order = memory_order(val)
+    if order is not None and str(tuple(val.shape)) in channels_last and val.is_contiguous():
+        return channels_last_order(val)
+    return order
 
 
 def _source(storage: Storage) -> fx.Node:

@@ -59,7 +59,7 @@ def _traced(encoding: Encoding, templates: Templates, decompositions: object | N
     """Encode and decode of one encoding as graphs; equal ones are traced once."""
     val = encoding.source.meta["val"]
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    key = (encoding.codec, tuple(val.shape), tuple(val.stride()), val.dtype, val.device) if static else object()
+    key = (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device) if static else object()
     if key not in templates:
         templates[key] = _trace(encoding, val, static, decompositions)
     return templates[key]

@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
+from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 from fxcompress.passes.ops import JUMPS, PREDICATES, op_name
-from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, last_of
+from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, last_of, refresh_values
 
 _aten = torch.ops.aten
 Key = tuple[object, ...]
@@ -30,9 +31,10 @@ class Saved:
 
 
 def expose_predicates(bw: fx.GraphModule) -> int:
-    """Spell `threshold_backward`, `hardtanh_backward` and `leaky_relu_backward` as `where(predicate, …)`; returns how many.
+    """Spell the backward of ReLU and other activations with jumps as `where(predicate, …)`; returns how many.
 
-    Bit-equal to PyTorch's kernels, NaN included: a NaN input passes the gradient in threshold and hardtanh.
+    Bit-equal to PyTorch's kernels. At a NaN input threshold and hardtanh pass the gradient, as PyTorch's scalar kernels
+    do; its vectorised CPU kernel of hardtanh gives 0 there.
     """
     count = 0
     for node in list(bw.graph.nodes):
@@ -64,7 +66,24 @@ def _leaky(grad: fx.Node, x: fx.Node, slope: float, from_result: bool) -> Templa
     return _aten.where.self, ((_aten.gt.Scalar, (x, 0)), grad, (_aten.mul.Scalar, (grad, slope)))
 
 
-_EXPANSIONS = {"threshold_backward": _threshold, "hardtanh_backward": _hardtanh, "leaky_relu_backward": _leaky}
+def _hardsigmoid(grad: fx.Node, x: fx.Node) -> Template:
+    inside = (_aten.logical_and.default, ((_aten.gt.Scalar, (x, -3.0)), (_aten.lt.Scalar, (x, 3.0))))
+    return _aten.where.ScalarOther, (inside, (_aten.mul.Scalar, (grad, 1 / 6)), 0.0)
+
+
+def _shrink(grad: fx.Node, x: fx.Node, limit: float) -> Template:
+    inside = (_aten.logical_and.default, ((_aten.ge.Scalar, (x, -limit)), (_aten.le.Scalar, (x, limit))))
+    return _aten.where.ScalarSelf, (inside, 0.0, grad)
+
+
+_EXPANSIONS = {
+    "threshold_backward": _threshold,
+    "hardtanh_backward": _hardtanh,
+    "leaky_relu_backward": _leaky,
+    "hardsigmoid_backward": _hardsigmoid,
+    "hardshrink_backward": _shrink,
+    "softshrink_backward": _shrink,
+}
 
 
 def _emit(gm: fx.GraphModule, template: object, like: fx.Node) -> fx.Node:
@@ -74,8 +93,7 @@ def _emit(gm: fx.GraphModule, template: object, like: fx.Node) -> fx.Node:
     args = tuple(_emit(gm, arg, like) if isinstance(arg, tuple) else arg for arg in arguments)
     node = gm.graph.call_function(target, args)
     node.meta = {key: value for key, value in like.meta.items() if key != "tensor_meta"}
-    vals = fx.map_arg(args, lambda arg: arg.meta["val"])
-    node.meta["val"] = target(*vals)
+    refresh_values([node])
     return node
 
 
@@ -112,11 +130,12 @@ def save_predicates(
     pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
     only = mask_only(bw, pairs)
     sources = {pair.bw for pair in pairs if pair.bw.name in lossy} | only
+    exact = find_hazards(bw, sources - only, gradient_nodes(bw, {pair.bw for pair in pairs}))
+    sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
     table = _table(fw)
     env = _same_values(fw, bw, table)
     masks: list[str] = []
-    exact: dict[str, str] = {}
     for node in asked:
         reason = _refuse(node)
         twin = None if reason else _twin(fw, node, env, table)
