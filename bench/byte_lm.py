@@ -6,8 +6,10 @@ numbers.
 
 import argparse
 import copy
+import math
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +26,8 @@ from bench.record import append_rows, environment, interval, wide_console
 from bench.side_by_side import Side, prepare, summary
 from bench.variants import REFERENCE, chosen
 
+SEEDS_APART = 10**6
+"""Between the batch streams of two seeds; more than any run has steps."""
 HELD_OUT_BATCHES = 4
 HELD_OUT_SEED = 2**31
 """Far from every training batch's seed."""
@@ -55,27 +59,35 @@ class Run:
     step_s: tuple[float, ...]
 
 
-def train(sides: Sequence[Side], text: data.Split, scale: Scale, seed: int, *, bf16: bool) -> list[Run]:
-    """Train all sides from the same initial weights on the same batches, one step each in turn."""
+def train(
+    sides: Sequence[Side], text: data.Split, scale: Scale, seed: int, *, bf16: bool, seconds: float = math.inf
+) -> list[Run]:
+    """Train all sides from the same initial weights on the same batches, one step each in turn.
+
+    After `seconds`, but not before one step, all sides stop alike.
+    """
+    deadline = time.monotonic() + seconds
     torch.manual_seed(seed)
     fresh = GPT(scale.config).state_dict()
     losses: list[list[float]] = [[] for _ in sides]
-    seconds: list[list[float]] = [[] for _ in sides]
+    step_s: list[list[float]] = [[] for _ in sides]
     optimizers = []
     for side in sides:
         side.job.module.load_state_dict(fresh)
         optimizers.append(torch.optim.AdamW(side.job.module.parameters(), lr=scale.learning_rate, betas=(0.9, 0.95)))
     for step in track(range(scale.steps), description=f"seed {seed}", console=Console(stderr=True), transient=True):
         batch = data.text_batch(
-            text.train[0], batch=scale.batch, time=scale.config.context, seed=seed * scale.steps + step
+            text.train[0], batch=scale.batch, time=scale.config.context, seed=seed * SEEDS_APART + step
         )
         for index, (side, optimizer) in enumerate(zip(sides, optimizers, strict=True)):
             loss, elapsed = side.train_step(batch, optimizer, bf16=bf16)
             losses[index].append(loss)
-            seconds[index].append(elapsed)
+            step_s[index].append(elapsed)
+        if time.monotonic() > deadline:
+            break
     held_out = [held_out_loss(side.job.module, text.test[0], scale) for side in sides]
     return [
-        Run(side.variant.name, seed, tuple(losses[i]), held_out[i], tuple(seconds[i])) for i, side in enumerate(sides)
+        Run(side.variant.name, seed, tuple(losses[i]), held_out[i], tuple(step_s[i])) for i, side in enumerate(sides)
     ]
 
 
@@ -128,9 +140,13 @@ def main() -> int:
     console.print(_headline(scale, model, text))
     copies = [(variant, copy.deepcopy(model)) for variant in chosen(arguments.variants, arguments.inner)]
     sides = prepare(copies, batch, inner=arguments.inner, bf16=arguments.bf16)
-    scale = affordable(scale, sides, 60 * arguments.budget_minutes)
-    console.print(f"training {scale.steps} steps x {scale.seeds} seeds")
-    runs = [run for seed in range(scale.seeds) for run in train(sides, text, scale, seed, bf16=arguments.bf16)]
+    share = 60 * arguments.budget_minutes / scale.seeds
+    runs = train(sides, text, scale, 0, bf16=arguments.bf16, seconds=share)
+    # What the first seed had time for, the others do too, so that their final losses can be compared.
+    scale = replace(scale, steps=len(runs[0].losses))
+    for seed in range(1, scale.seeds):
+        runs += train(sides, text, scale, seed, bf16=arguments.bf16)
+    console.print(f"trained {scale.steps} steps x {scale.seeds} seeds")
     names = [side.variant.name for side in sides]
     console.print(summary(sides, {name: step_ratio(runs, name) for name in names}))
     for line in curves(runs, max(scale.steps // 10, 1)):
@@ -141,12 +157,6 @@ def main() -> int:
     if arguments.json:
         append_rows(arguments.json, _rows(sides, runs, scale, bf16=arguments.bf16))
     return 0
-
-
-def affordable(scale: Scale, sides: Sequence[Side], seconds: float) -> Scale:
-    """Fewer steps, equally for all seeds, if by the measured step times training would take longer than `seconds`."""
-    per_step = sum(side.step_s for side in sides)
-    return replace(scale, steps=max(1, min(scale.steps, int(seconds / (per_step * scale.seeds)))))
 
 
 def _scale(arguments: argparse.Namespace) -> Scale:

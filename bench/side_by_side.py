@@ -17,7 +17,7 @@ from bench.variants import Variant
 COLUMNS = (
     "variant", "saved MB", "fewer", "peak MB", "lower", "predicted", "pred/meas", "step s", "compile s", "grad error",
 )  # fmt: skip
-TIMED_STEPS = 3
+TIMED_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,14 @@ def prepare(
 ) -> list[Side]:
     """Compile and measure every variant on its own copy; the first is the reference."""
     warm_up(inner)
-    sides: list[Side] = []
-    for variant, module in copies:
-        job = Job(module, batch, {}, bf16)
-        trial = run_trial(variant, job)
-        step_s = min(measure.timed(job.train_step(trial.compiled)) for _ in range(TIMED_STEPS))
-        reference = sides[0].trial if sides else trial
-        error = measure.rel_grad_error(trial.gradients, reference.gradients)
+    jobs = [(variant, Job(module, batch, {}, bf16)) for variant, module in copies]
+    trials = [run_trial(variant, job) for variant, job in jobs]
+    steps = {variant.name: job.train_step(trial.compiled) for (variant, job), trial in zip(jobs, trials, strict=True)}
+    fastest = {name: min(seconds) for name, seconds in measure.step_times(steps, rounds=TIMED_ROUNDS).items()}
+    sides = []
+    for (variant, job), trial in zip(jobs, trials, strict=True):
+        error = measure.rel_grad_error(trial.gradients, trials[0].gradients)
+        step_s = fastest[variant.name]
         sides.append(Side(variant, job, trial, step_s, trial.first_step_s - step_s, error))
     return sides
 

@@ -87,6 +87,8 @@ def warm_up(inner: str) -> None:
     reference = Variant(REFERENCE, inner)
     with reference.compiling():
         reference.compile(model)(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+    # Dynamo remembers the shapes that a forward has seen, and would compile the next ones as symbolic.
+    torch._dynamo.reset()
 
 
 def _plan_peaks(variant: Variant) -> list[int]:
