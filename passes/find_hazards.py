@@ -23,15 +23,41 @@ _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functiona
 _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0}
 _DOMAIN = {"sqrt": 0, "log1p": 0}
 _ALWAYS = frozenset(
-    "acos asin acosh atanh tan erfinv logit digamma lgamma polygamma atan2 binary_cross_entropy_backward logit_backward "
-    "_prelu_kernel_backward rrelu_with_noise_backward multi_margin_loss_backward multilabel_margin_loss_backward "
-    "threshold hardshrink heaviside copysign hardswish_backward grid_sampler_2d_backward grid_sampler_3d_backward _cdist_backward _pdist_backward _ctc_loss_backward".split()
+    [
+        "acos",
+        "asin",
+        "acosh",
+        "atanh",
+        "tan",
+        "erfinv",
+        "logit",
+        "digamma",
+        "lgamma",
+        "polygamma",
+        "atan2",
+        "binary_cross_entropy_backward",
+        "logit_backward",
+        "_prelu_kernel_backward",
+        "rrelu_with_noise_backward",
+        "multi_margin_loss_backward",
+        "multilabel_margin_loss_backward",
+        "threshold",
+        "hardshrink",
+        "heaviside",
+        "copysign",
+        "hardswish_backward",
+        "grid_sampler_2d_backward",
+        "grid_sampler_3d_backward",
+        "_cdist_backward",
+        "_pdist_backward",
+        "_ctc_loss_backward",
+    ]
 )
-_POSITIVE = frozenset("exp exp2 cosh sigmoid softplus".split())
-_NONNEGATIVE = _POSITIVE | frozenset("abs relu square sqrt var norm linalg_vector_norm _softmax".split())
-_KEEP_SIGN = MOVES | frozenset("sum mean amax amin prod".split())
+_POSITIVE = frozenset(["exp", "exp2", "cosh", "sigmoid", "softplus"])
+_NONNEGATIVE = _POSITIVE | frozenset(["abs", "relu", "square", "sqrt", "var", "norm", "linalg_vector_norm", "_softmax"])
+_KEEP_SIGN = MOVES | frozenset(["sum", "mean", "amax", "amin", "prod"])
 _DEPTH = 24
-_SUPPORT = _KEEP_SIGN | frozenset("sqrt rsqrt reciprocal".split())
+_SUPPORT = _KEEP_SIGN | frozenset(["sqrt", "rsqrt", "reciprocal"])
 
 
 def find_hazards(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.Node]) -> dict[str, str]:

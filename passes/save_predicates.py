@@ -1,9 +1,9 @@
 """Save yes/no answers exactly, before the values they are asked of become lossy.
 
 The backward re-derives comparisons, signs and masks from saved values. From a lossy value they would come out wrong
-where it matters most (a ReLU mask from 8 bit is 6 % of gradient error), so `save_predicates` computes each of them in the
-forward, where the value is exact, and saves the answer; a saved value of which only such questions were asked is then
-not saved at all. Exact: it moves a computation, and changes none.
+where it matters most (a ReLU mask from 8 bit is 6 % of gradient error), so `save_predicates` computes each of them in
+the forward, where the value is exact, and saves the answer; a saved value of which only such questions were asked is
+then not saved at all. Exact: it moves a computation, and changes none.
 """
 
 from dataclasses import dataclass

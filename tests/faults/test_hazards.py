@@ -1,0 +1,131 @@
+"""Lossy values must not reach operators that jump, diverge, or are unknown. faults.md: NaN only where plain's is."""
+
+import math
+
+import pytest
+import torch
+from step_pairs import EXACT, LOSSY, compare, train
+from torch import nn
+
+COARSE = {**LOSSY, "bits": 2, "operand_bits": 2}
+
+
+class Between(nn.Module):
+    """A pointwise function between two layers, on values that `shape` brings into its domain."""
+
+    def __init__(self, function, shape, width: int = 64) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, width)
+        self.function, self.shape = function, shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.function(self.shape(self.first(x))))
+
+
+def small_to_large(x: torch.Tensor) -> torch.Tensor:
+    return x.square() * 100 + 1e-4
+
+
+DIVERGING = {
+    "log": (torch.log, small_to_large),
+    "sqrt": (torch.sqrt, small_to_large),
+    "rsqrt": (torch.rsqrt, small_to_large),
+    "reciprocal": (torch.reciprocal, small_to_large),
+    "divide": (lambda x: 1.5 / x, small_to_large),
+    "power": (lambda x: x**0.3, small_to_large),
+    "negative power": (lambda x: x**-1.5, small_to_large),
+    "log1p": (torch.log1p, lambda x: torch.tanh(x * 5) * 0.999),
+    "acos": (torch.acos, lambda x: torch.tanh(x * 5) * 0.999),
+    "atanh": (torch.atanh, lambda x: torch.tanh(x * 5) * 0.999),
+    "logit": (torch.logit, lambda x: torch.sigmoid(x * 4)),
+    "erfinv": (torch.erfinv, lambda x: torch.tanh(x * 5) * 0.999),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_poles_are_not_fed_with_lossy_values(name: str):
+    def case():
+        return Between(*DIVERGING[name]), (torch.randn(64, 64, requires_grad=True),)
+
+    compare(case, EXACT)
+    plain, ours = train(case, "aot_eager"), train(case, "actcomp", COARSE)
+    for key, gradient in plain.gradients.items():
+        other = ours.gradients[key]
+        assert gradient is not None and other is not None
+        assert torch.equal(gradient.isfinite(), other.isfinite()), key
+        assert float(other.norm()) < 4 * float(gradient.norm()), key
+
+
+JUMPING = [
+    nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.SELU, nn.PReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh,
+    nn.ELU, nn.CELU, lambda: nn.Threshold(0.1, 2.0), lambda: nn.ELU(2.0), nn.RReLU,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(JUMPING)))
+def test_jumping_derivatives_are_exact(number: int):
+    def case():
+        return Between(JUMPING[number](), lambda x: x * 3), (torch.randn(32, 64, requires_grad=True),)
+
+    compare(case, EXACT)
+    compare(case, LOSSY, within=0.02)
+
+
+@pytest.mark.parametrize("number", range(len(JUMPING)))
+@pytest.mark.parametrize("options", [EXACT, LOSSY])
+def test_jumping_derivatives_pass_nan_on(number: int, options: dict[str, object]):
+    def case():
+        x = torch.randn(8, 128, requires_grad=True)  # one quantization group per row
+        x.data[3, 4] = math.nan
+        return Between(JUMPING[number](), lambda x: x * 3, 128), (x,)
+
+    plain, ours = train(case, "aot_eager"), train(case, "actcomp", options)
+    for key, gradient in plain.gradients.items():
+        other = ours.gradients[key]
+        assert gradient is not None and other is not None
+        # Hardtanh's kernels differ among themselves in whether NaN blocks the gradient.
+        assert torch.equal(gradient.isfinite(), other.isfinite()), key
+
+
+@torch.library.custom_op("fxcompress_tests::steep", mutates_args=())
+def steep(x: torch.Tensor) -> torch.Tensor:
+    return torch.floor(x)
+
+
+@torch.library.custom_op("fxcompress_tests::steep_backward", mutates_args=())
+def steep_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return grad * torch.frac(x * 10)
+
+
+@steep.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@steep_backward.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(grad)
+
+
+steep.register_autograd(
+    lambda ctx, grad: steep_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+def test_what_a_custom_operator_reads_stays_exact():
+    def case():
+        return Between(steep, lambda x: x * 3), (torch.randn(32, 64, requires_grad=True),)
+
+    compare(case, EXACT)
+    ours = compare(case, LOSSY, within=0.05)
+    reasons = [d.reason for graph in ours.graphs for d in graph.decisions]
+    assert any("steep_backward reads it, an operator of which nothing is known" in reason for reason in reasons)
+
+
+SMOOTH = [nn.SiLU, nn.GELU, nn.Softsign, nn.Mish, nn.Softplus, nn.LogSigmoid, nn.Tanhshrink]
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_divisors_that_stay_away_from_zero_do_not_forbid_compression(activation: type[nn.Module]):
+    compare(lambda: (Between(activation(), lambda x: x * 3), (torch.randn(32, 64),)), LOSSY, within=0.03, encodes=True)
