@@ -20,7 +20,7 @@ from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import placeholders
 
 Partition = Literal["default", "min_cut", "bases"]
-"""PyTorch's partitioners: save what autograd would, its min cut, or its min cut with views recomputed (as we use it)."""
+"""PyTorch's partitioners: save what autograd would; its min cut; its min cut with views recomputed, as we use it."""
 Function = Callable[..., Any]
 
 
@@ -61,7 +61,9 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(gm, graph)
 
 
-def capture(function: Function, inputs: Sequence[Any], partition: Partition = "bases", *, dynamic: bool = False) -> Pair:
+def capture(
+    function: Function, inputs: Sequence[Any], partition: Partition = "bases", *, dynamic: bool = False
+) -> Pair:
     """Trace `function(*inputs)` and its backward; inputs that require gradients get one.
 
     Args:

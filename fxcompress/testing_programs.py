@@ -141,7 +141,8 @@ def programs(draw: st.DrawFn, max_steps: int = 7) -> Program:
 def possible(at: int, shapes: list[Shape]) -> list[Step]:
     """The steps that may follow on value number `at`."""
     rows, cols = shapes[at]
-    fits = [Step(name, (at,)) for name in UNARY if cols > 3 or name not in ("slice", "halves")]
+    moves = set(MOVED) if at == 0 else {"slice", "halves"} if cols <= 3 else set()  # a view of the input is no output
+    fits = [Step(name, (at,)) for name in UNARY if name not in moves]
     for other, shape in enumerate(shapes):
         fits += [Step(name, (at, other)) for name in BINARY if shape == (rows, cols) and rows < 90]
     return [*fits, *[Step("linear", (at,))] * 8]

@@ -1,73 +1,23 @@
 """Static value sets: what a node's elements can be, whatever the data.
 
 `find_values(gm)` runs one forward sweep and returns the nodes about which something is known: a finite arithmetic
-progression `{lo, lo+step, …}` of whole numbers, or at least that no element is negative. Only static facts count (dtypes,
-constants, operator semantics), never observed values, so that a tensor packed by its value set is bit-exact for every
-input. An unknown operator yields no fact. Read-only.
+progression `{lo, lo+step, …}` of whole numbers, or at least that no element is negative. Only static facts count
+(dtypes, constants, operator semantics), never observed values, so that a tensor packed by its value set is bit-exact
+for every input. An unknown operator yields no fact. Read-only.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from fxcompress.passes.ops import op_name
+from fxcompress.passes.value_sets import NONNEGATIVE, UNKNOWN, ValueSet, join, of_points, of_range, product_of, sum_of
 
-
-@dataclass(frozen=True, slots=True)
-class ValueSet:
-    """Elements lie in `{lo + step·k : 0 ≤ k < count}`; `count == 0` means only the sign is known."""
-
-    lo: int = 0
-    step: int = 1
-    count: int = 0
-    nonnegative: bool = False
-
-    @property
-    def finite(self) -> bool:
-        return self.count > 0
-
-    @property
-    def hi(self) -> int:
-        return self.lo + self.step * (self.count - 1)
-
-    def __str__(self) -> str:
-        if not self.finite:
-            return "≥0" if self.nonnegative else ""
-        if self.count <= 3:
-            return "{" + ",".join(str(self.lo + self.step * k) for k in range(self.count)) + "}"
-        return f"[{self.lo},{self.hi}]" + (f"/{self.step}" if self.step != 1 else "")
-
-
-UNKNOWN = ValueSet()
-NONNEGATIVE = ValueSet(nonnegative=True)
+__all__ = ["Known", "ValueSet", "find_values"]
 Known = dict[fx.Node, ValueSet]
-MAX_COUNT = 1 << 31
-
-
-def of_range(lo: int, hi: int, step: int = 1) -> ValueSet:
-    count = (hi - lo) // step + 1
-    return ValueSet(lo, step, count, lo >= 0) if 0 < count <= MAX_COUNT else UNKNOWN
-
-
-def of_points(points: set[int]) -> ValueSet:
-    """The tightest progression that contains `points`."""
-    lo, hi = min(points), max(points)
-    step = math.gcd(*(p - lo for p in points)) or 1
-    return of_range(lo, hi, step)
-
-
 _DTYPE_RANGE = {torch.bool: of_range(0, 1), torch.uint8: of_range(0, 255), torch.int8: of_range(-128, 127)}
-
-
-def join(a: ValueSet, b: ValueSet) -> ValueSet:
-    """What holds of an element that lies in `a` or in `b`."""
-    if a.finite and b.finite:
-        step = math.gcd(a.step if a.count > 1 else 0, b.step if b.count > 1 else 0, abs(a.lo - b.lo)) or 1
-        return of_range(min(a.lo, b.lo), max(a.hi, b.hi), step)
-    return NONNEGATIVE if a.nonnegative and b.nonnegative else UNKNOWN
 
 
 def find_values(gm: fx.GraphModule) -> Known:
@@ -78,9 +28,8 @@ def find_values(gm: fx.GraphModule) -> Known:
             fact = _by_dtype(node)
         else:
             rule = _RULES.get(op_name(node))
-            fact = (rule(node, known) if rule is not None else UNKNOWN) or UNKNOWN
-            fact = fact if fact.finite else _by_dtype(node) if _by_dtype(node).finite else fact
-        fact = _representable(fact, node)
+            fact = _representable(rule(node, known) if rule is not None else UNKNOWN, node)
+            fact = fact if fact.finite or not _by_dtype(node).finite else _by_dtype(node)
         if fact != UNKNOWN:
             known[node] = fact
     return known
@@ -92,10 +41,12 @@ def _by_dtype(node: fx.Node) -> ValueSet:
 
 
 def _representable(fact: ValueSet, node: fx.Node) -> ValueSet:
-    """Drop a finite set whose members the node's dtype cannot all hold exactly."""
+    """Drop a finite set whose members the node's dtype cannot all hold exactly, and signs that overflow may turn."""
     val = node.meta.get("val")
-    if not fact.finite or not isinstance(val, torch.Tensor):
+    if not isinstance(val, torch.Tensor):
         return fact
+    if not fact.finite:
+        return fact if val.dtype.is_floating_point else UNKNOWN
     largest = max(abs(fact.lo), abs(fact.hi))
     if val.dtype.is_floating_point:
         exact = largest <= int(2 / torch.finfo(val.dtype).eps)
@@ -106,7 +57,16 @@ def _representable(fact: ValueSet, node: fx.Node) -> ValueSet:
     else:
         info = torch.iinfo(val.dtype)
         exact = info.min <= fact.lo and fact.hi <= info.max
-    return fact if exact else (NONNEGATIVE if fact.nonnegative else UNKNOWN)
+    if exact:
+        return fact
+    return NONNEGATIVE if fact.nonnegative and val.dtype.is_floating_point else UNKNOWN
+
+
+def _no_minus_zero(fact: ValueSet, node: fx.Node) -> ValueSet:
+    """Drop a set with a zero that floating point arithmetic may have made of it as -0.0, which no set contains."""
+    val = node.meta.get("val")
+    exact = isinstance(val, torch.Tensor) and not val.dtype.is_floating_point
+    return fact if exact or 0 not in fact else UNKNOWN
 
 
 def _arg(node: fx.Node, position: int, known: Known) -> ValueSet:
@@ -118,13 +78,16 @@ def _arg(node: fx.Node, position: int, known: Known) -> ValueSet:
 def _value(arg: object, known: Known) -> ValueSet:
     if isinstance(arg, fx.Node):
         return known.get(arg, UNKNOWN)
+    if isinstance(arg, float) and arg == 0 and math.copysign(1, arg) < 0:
+        return NONNEGATIVE
     if isinstance(arg, (bool, int)) or (isinstance(arg, float) and arg.is_integer()):
         return of_range(int(arg), int(arg))
     return NONNEGATIVE if isinstance(arg, float) and arg >= 0 else UNKNOWN
 
 
 def _same(node: fx.Node, known: Known) -> ValueSet:
-    return _arg(node, 0, known)
+    # view(x, dtype) keeps the bits and not the values.
+    return UNKNOWN if node.target is torch.ops.aten.view.dtype else _arg(node, 0, known)
 
 
 def _where(node: fx.Node, known: Known) -> ValueSet:
@@ -166,56 +129,74 @@ def _relu(node: fx.Node, known: Known) -> ValueSet:
 
 def _neg(node: fx.Node, known: Known) -> ValueSet:
     a = _arg(node, 0, known)
-    return of_range(-a.hi, -a.lo, a.step) if a.finite else UNKNOWN
+    return _no_minus_zero(of_range(-a.hi, -a.lo, a.step), node) if a.finite else UNKNOWN
 
 
 def _mul(node: fx.Node, known: Known) -> ValueSet:
     a, b = _arg(node, 0, known), _arg(node, 1, known)
     if a.finite and b.finite:
-        if a.count * b.count <= 64:
-            return of_points({(a.lo + a.step * i) * (b.lo + b.step * j) for i in range(a.count) for j in range(b.count)})
-        ends = [x * y for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
-        return of_range(min(ends), max(ends))
+        product = product_of(a, b)
+        return product if a.nonnegative and b.nonnegative else _no_minus_zero(product, node)
     same = len(node.args) > 1 and node.args[0] is node.args[1]
     return NONNEGATIVE if same or (a.nonnegative and b.nonnegative) else UNKNOWN
 
 
 def _add(node: fx.Node, known: Known) -> ValueSet:
-    return _sum_of(_arg(node, 0, known), _arg(node, 1, known)) if not node.kwargs.get("alpha") else UNKNOWN
+    return sum_of(_arg(node, 0, known), _arg(node, 1, known)) if "alpha" not in node.kwargs else UNKNOWN
 
 
 def _sub(node: fx.Node, known: Known) -> ValueSet:
     b = _arg(node, 1, known)
-    if node.kwargs.get("alpha") or not b.finite:
+    if "alpha" in node.kwargs or not b.finite:
         return UNKNOWN
-    return _sum_of(_arg(node, 0, known), ValueSet(-b.hi, b.step, b.count, b.hi <= 0))
-
-
-def _sum_of(a: ValueSet, b: ValueSet) -> ValueSet:
-    if a.finite and b.finite:
-        step = math.gcd(a.step if a.count > 1 else 0, b.step if b.count > 1 else 0) or 1
-        return of_range(a.lo + b.lo, a.hi + b.hi, step)
-    return NONNEGATIVE if a.nonnegative and b.nonnegative else UNKNOWN
+    return sum_of(_arg(node, 0, known), ValueSet(-b.hi, b.step, b.count, b.hi <= 0))
 
 
 def _clamp(node: fx.Node, known: Known) -> ValueSet:
     low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    return NONNEGATIVE if isinstance(low, (int, float)) and low >= 0 else UNKNOWN
+    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    # A maximum below the minimum wins.
+    ends = (low, math.inf if high is None else high)
+    return NONNEGATIVE if all(isinstance(end, (int, float)) and end >= 0 for end in ends) else UNKNOWN
 
 
 def _product_sum(node: fx.Node, known: Known) -> ValueSet:
-    """A contraction of two whole-number operands in fp32 or wider, small enough that every partial sum is exact."""
+    """A contraction of two whole-number operands in fp32 or wider, small enough that every partial sum is exact.
+
+    Operands must be exact in bfloat16, in which kernels may multiply if the user allows it.
+    """
     val = node.meta.get("val")
     offset = 1 if op_name(node) == "addmm" else 0
     a, b = _arg(node, offset, known), _arg(node, offset + 1, known)
     if not (a.finite and b.finite and isinstance(val, torch.Tensor) and val.dtype in (torch.float32, torch.float64)):
         return UNKNOWN
     terms = _contracted(node, offset)
-    # cuDNN may choose a transform algorithm (Winograd, FFT), whose results are not whole numbers.
-    if terms is None or (op_name(node) == "convolution" and val.device.type != "cpu"):
+    largest = [max(abs(x.lo), abs(x.hi)) for x in (a, b)]
+    if terms is None or max(largest) > 256 or (op_name(node) == "convolution" and not _sums_products(node)):
         return UNKNOWN
-    bound = terms * max(abs(a.lo), abs(a.hi)) * max(abs(b.lo), abs(b.hi))
-    return of_range(-bound, bound) if bound < 1 << 24 else UNKNOWN
+    bound = terms * math.prod(largest)
+    return _sums(a, b, bound) if bound < 1 << 24 else UNKNOWN
+
+
+def _sums(a: ValueSet, b: ValueSet, bound: int) -> ValueSet:
+    if a.nonnegative and b.nonnegative:
+        return of_range(0, bound)
+    # A sum of products that are all -0.0 may be -0.0.
+    return UNKNOWN if 0 in a or 0 in b else of_range(-bound, bound)
+
+
+def _sums_products(node: fx.Node) -> bool:
+    """Whether a convolution adds products as they are, at least one of them not of padding.
+
+    cuDNN and NNPACK may choose a transform algorithm (Winograd, FFT), whose results are not whole numbers.
+    """
+    _, weight, _, _, padding, dilation, *_ = node.args
+    assert isinstance(weight, fx.Node) and isinstance(padding, (list, tuple)) and isinstance(dilation, (list, tuple))
+    val = weight.meta["val"]
+    kernel = val.shape[2:]
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    within = all(p < r for p, r in zip(padding, reach, strict=True))
+    return val.device.type == "cpu" and within and (math.prod(kernel) == 1 or val.dtype is torch.float64)
 
 
 def _contracted(node: fx.Node, offset: int) -> int | None:
@@ -239,7 +220,7 @@ def _indices(axis: int, default: int | None = None) -> Callable[[fx.Node, Known]
         source = node.args[0]
         assert isinstance(source, fx.Node)
         shape = source.meta["val"].shape
-        dim = node.args[axis] if len(node.args) > axis else default
+        dim = node.args[axis] if len(node.args) > axis else node.kwargs.get("dim", default)
         size = math.prod(shape) if dim is None else shape[dim] if isinstance(dim, int) and shape else 1
         return of_range(0, size - 1) if isinstance(size, int) else UNKNOWN
 
@@ -256,7 +237,7 @@ def _getitem(node: fx.Node, known: Known) -> ValueSet:
 
 def _window(node: fx.Node, known: Known) -> ValueSet:
     kernel = node.args[1]
-    return of_range(0, math.prod(kernel) - 1) if isinstance(kernel, (list, tuple)) else UNKNOWN
+    return of_range(0, math.prod(kernel) - 1) if isinstance(kernel, (list, tuple)) and len(kernel) > 1 else UNKNOWN
 
 
 def _plane(node: fx.Node, known: Known) -> ValueSet:
@@ -278,7 +259,7 @@ _SAME = (
     "view reshape _unsafe_view permute transpose t expand clone contiguous alias detach squeeze unsqueeze select slice "
     "convert_element_type _to_copy flip repeat gather index index_select as_strided split unbind lift_fresh_copy"
 )
-_NONNEGATIVE = "abs exp sigmoid sqrt rsqrt square softmax _softmax softplus rand"
+_NONNEGATIVE = "abs exp sigmoid sqrt square softmax _softmax softplus rand"
 _RULES: dict[str, Callable[[fx.Node, Known], ValueSet]] = {
     **dict.fromkeys(_SAME.split(), _same),
     **dict.fromkeys(_NONNEGATIVE.split(), _nonnegative),
