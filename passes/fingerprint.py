@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import fx
@@ -15,10 +16,18 @@ def fingerprint(*graphs: fx.GraphModule) -> str:
         number: dict[fx.Node, int] = {}
         for i, node in enumerate(gm.graph.nodes):
             number[node] = i
-            target = node.op if node.op in ("placeholder", "output") else str(node.target)
+            target = node.op if node.op in ("placeholder", "output") else _spell(node.target)
             args = fx.map_arg((node.args, node.kwargs), lambda arg, number=number: f"%{number[arg]}")
-            digest.update(f"{target}|{_normal(repr(args), symbols)}|{_describe(node.meta.get('val'), symbols)}\n".encode())
+            spelled, val = _normal(repr(args), symbols), _describe(node.meta.get("val"), symbols)
+            digest.update(f"{target}|{spelled}|{val}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _spell(target: object) -> str:
+    """An operator's name; functions print with their address, which differs from process to process."""
+    if isinstance(target, FunctionType | BuiltinFunctionType):
+        return f"{target.__module__}.{target.__qualname__}"
+    return str(target)
 
 
 def _describe(val: object, symbols: dict[str, str]) -> str:
