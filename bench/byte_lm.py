@@ -91,6 +91,25 @@ def train(
     ]
 
 
+def train_all(
+    sides: Sequence[Side], text: data.Split, scale: Scale, seconds: float, *, bf16: bool
+) -> tuple[Scale, list[Run]]:
+    """Train from seed after seed; returns the scale that `seconds` had room for, and all runs.
+
+    What the first seed has time for in its share, the others do too, so that their final losses can be compared. On a
+    machine that slows down meanwhile, later seeds are left out.
+    """
+    started = time.monotonic()
+    runs = train(sides, text, scale, 0, bf16=bf16, seconds=seconds / scale.seeds)
+    scale = replace(scale, steps=len(runs[0].losses))
+    for seed in range(1, scale.seeds):
+        if time.monotonic() - started > seconds:
+            scale = replace(scale, seeds=seed)
+            break
+        runs += train(sides, text, scale, seed, bf16=bf16)
+    return scale, runs
+
+
 @torch.no_grad()
 def held_out_loss(model: torch.nn.Module, text: Tensor, scale: Scale) -> float:
     """Mean loss over fixed held-out windows, computed without compiling."""
@@ -140,12 +159,7 @@ def main() -> int:
     console.print(_headline(scale, model, text))
     copies = [(variant, copy.deepcopy(model)) for variant in chosen(arguments.variants, arguments.inner)]
     sides = prepare(copies, batch, inner=arguments.inner, bf16=arguments.bf16)
-    share = 60 * arguments.budget_minutes / scale.seeds
-    runs = train(sides, text, scale, 0, bf16=arguments.bf16, seconds=share)
-    # What the first seed had time for, the others do too, so that their final losses can be compared.
-    scale = replace(scale, steps=len(runs[0].losses))
-    for seed in range(1, scale.seeds):
-        runs += train(sides, text, scale, seed, bf16=arguments.bf16)
+    scale, runs = train_all(sides, text, scale, 60 * arguments.budget_minutes, bf16=arguments.bf16)
     console.print(f"trained {scale.steps} steps x {scale.seeds} seeds")
     names = [side.variant.name for side in sides]
     console.print(summary(sides, {name: step_ratio(runs, name) for name in names}))

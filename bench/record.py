@@ -58,7 +58,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def wide_console() -> Console:
     """A console on which the benchmarks' tables fit; a pipe would otherwise count as 80 columns."""
-    return Console(width=max(Console().width, 112))
+    return Console(width=max(Console().width, 120))
 
 
 def megabytes(nbytes: float | None) -> str:
