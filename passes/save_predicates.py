@@ -6,6 +6,7 @@ the forward, where the value is exact, and saves the answer; a saved value of wh
 then not saved at all. Exact: it moves a computation, and changes none.
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +67,13 @@ def _leaky(grad: fx.Node, x: fx.Node, slope: float, from_result: bool) -> Templa
     return _aten.where.self, ((_aten.gt.Scalar, (x, 0)), grad, (_aten.mul.Scalar, (grad, slope)))
 
 
+_SIXTH = 0.1666666716337204
+"""1/6 in fp32, which PyTorch's kernel uses for fp64 too."""
+
+
 def _hardsigmoid(grad: fx.Node, x: fx.Node) -> Template:
     inside = (_aten.logical_and.default, ((_aten.gt.Scalar, (x, -3.0)), (_aten.lt.Scalar, (x, 3.0))))
-    return _aten.where.ScalarOther, (inside, (_aten.mul.Scalar, (grad, 1 / 6)), 0.0)
+    return _aten.where.ScalarOther, (inside, (_aten.mul.Scalar, (grad, _SIXTH)), 0.0)
 
 
 def _shrink(grad: fx.Node, x: fx.Node, limit: float) -> Template:
@@ -159,12 +164,24 @@ def _is_jump(node: fx.Node) -> bool:
     return op_name(node) in JUMPS or whole
 
 
-def _asked(bw: fx.GraphModule, pairs: list[SavedPair], sources: set[fx.Node], zero_exact: set[fx.Node]) -> list[fx.Node]:
+def _is_dropout_mask(node: fx.Node) -> bool:
+    """The mask of a repeated dropout, which depends on the random state and not on the values."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    made = (node.args[0].target, *node.args[0].args[:2])
+    return node.args[1] == 1 and torch.ops.aten.native_dropout.default in made
+
+
+def _asked(
+    bw: fx.GraphModule, pairs: list[SavedPair], sources: set[fx.Node], zero_exact: set[fx.Node]
+) -> list[fx.Node]:
     """Predicates and jumps that depend on `sources` and feed anything but another predicate, in graph order."""
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     tainted, found = set(sources), []
     for node in bw.graph.nodes:
-        if node.op != "call_function" or node in gradients or not any(arg in tainted for arg in node.all_input_nodes):
+        if node.op != "call_function" or node in gradients or _is_dropout_mask(node):
+            continue
+        if not any(arg in tainted for arg in node.all_input_nodes):
             continue
         if _is_jump(node) or _is_predicate(node):
             if op_name(node) in COMPARES_ZERO and node.args[1:] == (0,) and node.args[0] in zero_exact:
@@ -212,7 +229,7 @@ def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table:
     """The forward node equal to backward `node`, found or made; None if its inputs are not all known there."""
     if node in env:
         return env[node]
-    if node.op != "call_function":
+    if node.op != "call_function" or not _repeatable(node):
         return None
     inputs = [_twin(fw, arg, env, table) for arg in node.all_input_nodes]
     if any(arg is None for arg in inputs):
@@ -227,6 +244,13 @@ def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table:
             table[key] = copy_node(fw.graph, node, dict(env), PREFIX + node.name)
     env[node] = table[key]
     return table[key]
+
+
+def _repeatable(node: fx.Node) -> bool:
+    """Whether a copy of `node` computes the same elsewhere: no random operator, no higher-order operator."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded not in node.target.tags
+    return node.target is operator.getitem
 
 
 def _replace(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int) -> str:
