@@ -16,7 +16,7 @@ from fxcompress import compat
 from fxcompress.codecs.order import from_rows, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.splice import PREFIX, add_placeholder, copy_chain, inline, set_outputs
+from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, inline, set_outputs
 
 Templates = dict[object, tuple[fx.GraphModule, fx.GraphModule]]
 
@@ -46,7 +46,7 @@ def rewrite(
         encode, decode = _traced(encoding, templates, decompositions)
         fresh = len(templates) > known
         parts = _insert_encode(fw, encoding, encode, index, seed, fresh)
-        _insert_decode(bw, encoding, decode, parts, fresh)
+        _insert_decode(fw, bw, encoding, decode, parts, fresh)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
@@ -128,7 +128,12 @@ def _salt_val(template: fx.GraphModule) -> torch.Tensor:
 
 
 def _insert_decode(
-    bw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, parts: list[fx.Node], fresh: bool
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    encoding: Encoding,
+    template: fx.GraphModule,
+    parts: list[fx.Node],
+    fresh: bool,
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
@@ -140,10 +145,16 @@ def _insert_decode(
         (env[encoding.source],) = inline(bw.graph, template, arrived, [None], fresh=fresh)
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
             if encoding.source is encoding.storage.root and chain is not None:
+                env.update({size: add_saved_size(fw, bw, size) for size in _sizes_of(chain) if size not in env})
                 copy_chain(bw.graph, chain, env)
             pair.bw.replace_all_uses_with(env[pair.fw])
     for pair in pairs:
         bw.graph.erase_node(pair.bw)
+
+
+def _sizes_of(chain: Sequence[fx.Node]) -> list[fx.Node]:
+    """Symbolic sizes that the views of a chain take as arguments."""
+    return [arg for node in chain for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.SymInt)]
 
 
 def _save(fw: fx.GraphModule, payloads: dict[int, list[fx.Node]], encoded: set[int]) -> None:

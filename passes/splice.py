@@ -54,6 +54,20 @@ def add_saved(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, num_fwd_out
     return partner
 
 
+def add_saved_size(fw: fx.GraphModule, bw: fx.GraphModule, size: fx.Node) -> fx.Node:
+    """The backward node for a symbolic size of the forward: one that is there already, or a newly saved one."""
+    known = [node for node in placeholders(bw) if isinstance(node.meta.get("val"), torch.SymInt)]
+    for node in known:
+        if node.meta["val"].node.expr == size.meta["val"].node.expr:
+            return node
+    last = known[-1] if known else None
+    partner = add_placeholder(bw, size, size.name, last.next if last is not None else next(iter(bw.graph.nodes)))
+    if partner.name != size.name:
+        raise AssertionError(f"{size.name!r} is taken in the backward graph")
+    set_outputs(fw, [*outputs(fw), size])
+    return partner
+
+
 def drop_unused(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair]) -> list[SavedPair]:
     """Stop saving tensors that no backward node reads any more; returns the dropped pairs."""
     bw.graph.eliminate_dead_code()
