@@ -20,6 +20,7 @@ from fxcompress import compat, ledger, pipeline, plan_io
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.alias import distinct_nbytes
+from fxcompress.passes.align_names import align_names
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.plan import Plan
 
@@ -128,6 +129,7 @@ def _compress(
 
     with compat.observe_saved_values(observe):
         fw, bw = cut(rebuild_more=True)
+    align_names(fw, bw, num_fwd_outputs)
     inputs = placeholders(fw)
     parameters = [inputs[i].name for i in static_indices or () if i < len(inputs)]
     result = pipeline.run(

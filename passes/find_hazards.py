@@ -20,39 +20,15 @@ from torch._ops import HigherOrderOperator, OpOverload
 from fxcompress.passes.ops import MOVES, op_name
 
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")
+_RANDOM_AGAIN = ("run_with_rng_state", "graphsafe_run_with_rng_state")
+"""Repeat the operator that is among their arguments with the random state of the forward."""
 _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0}
 _DOMAIN = {"sqrt": 0, "log1p": 0}
-_ALWAYS = frozenset(
-    [
-        "acos",
-        "asin",
-        "acosh",
-        "atanh",
-        "tan",
-        "erfinv",
-        "logit",
-        "digamma",
-        "lgamma",
-        "polygamma",
-        "atan2",
-        "binary_cross_entropy_backward",
-        "logit_backward",
-        "_prelu_kernel_backward",
-        "rrelu_with_noise_backward",
-        "multi_margin_loss_backward",
-        "multilabel_margin_loss_backward",
-        "threshold",
-        "hardshrink",
-        "heaviside",
-        "copysign",
-        "hardswish_backward",
-        "grid_sampler_2d_backward",
-        "grid_sampler_3d_backward",
-        "_cdist_backward",
-        "_pdist_backward",
-        "_ctc_loss_backward",
-    ]
-)
+_JUMPING = "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward"
+_DIVERGING = "acos asin acosh atanh tan erfinv logit logit_backward digamma lgamma polygamma atan2"
+_LOSSES = "binary_cross_entropy_backward multi_margin_loss_backward multilabel_margin_loss_backward _ctc_loss_backward"
+_PLACES = "grid_sampler_2d_backward grid_sampler_3d_backward _cdist_backward _pdist_backward"
+_ALWAYS = frozenset(" ".join((_JUMPING, _DIVERGING, _LOSSES, _PLACES)).split())
 _POSITIVE = frozenset(["exp", "exp2", "cosh", "sigmoid", "softplus"])
 _NONNEGATIVE = _POSITIVE | frozenset(["abs", "relu", "square", "sqrt", "var", "norm", "linalg_vector_norm", "_softmax"])
 _KEEP_SIGN = MOVES | frozenset(["sum", "mean", "amax", "amin", "prod"])
@@ -99,8 +75,11 @@ def _hazards(node: fx.Node, lossy: set[fx.Node]) -> list[tuple[fx.Node, str]]:
 
 
 def _is_unknown(node: fx.Node) -> bool:
-    if isinstance(node.target, OpOverload):
-        return node.target.namespace not in _KNOWN
+    target = node.target
+    if op_name(node) in _RANDOM_AGAIN:
+        target = next((arg for arg in node.args[:2] if isinstance(arg, OpOverload)), target)
+    if isinstance(target, OpOverload):
+        return target.namespace not in _KNOWN
     return isinstance(node.target, HigherOrderOperator)
 
 

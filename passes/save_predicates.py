@@ -250,7 +250,7 @@ def _repeatable(node: fx.Node) -> bool:
     """Whether a copy of `node` computes the same elsewhere: no random operator, no higher-order operator."""
     if isinstance(node.target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded not in node.target.tags
-    return node.target is operator.getitem
+    return getattr(node.target, "__module__", "") == operator.getitem.__module__  # elements of tuples, symbolic sizes
 
 
 def _replace(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int) -> str:
