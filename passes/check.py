@@ -33,6 +33,10 @@ def check(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, user_out
         if now is not before:
             raise GraphError(f"forward output {position} belongs to the user and changed from {before} to {now}")
     saved = [out for out in outs[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    returned, computed = {node.name for node in saved}, {node.name for node in fw.graph.nodes}
+    for node in placeholders(bw):
+        if node.name in computed - returned:
+            raise GraphError(f"backward placeholder {node.name!r}: the forward computes it and does not return it")
     _check_sides(saved, placeholders(bw))
 
 
@@ -59,6 +63,8 @@ def _check_sides(saved: list[fx.Node], incoming: list[fx.Node]) -> None:
         if isinstance(node.meta.get("val"), torch.Tensor):
             raise GraphError(f"forward output {node.name!r}: a tensor stands after saved sizes")
     partners = [node for node in incoming if isinstance(node.meta.get("val"), torch.Tensor)][: len(tensors)]
+    if len(partners) < len(tensors):
+        raise GraphError(f"the forward saves {len(tensors)} tensors, the backward takes {len(partners)}")
     for left, right in zip(tensors, partners, strict=True):
         if left.name != right.name:
             raise GraphError(f"saved {left.name!r} meets backward placeholder {right.name!r}: names or order differ")
