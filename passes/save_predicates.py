@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
@@ -120,6 +121,14 @@ def mask_only(bw: fx.GraphModule, pairs: list[SavedPair]) -> set[fx.Node]:
     return found
 
 
+def superfluous(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair], num_fwd_outputs: int) -> set[fx.Node]:
+    """Placeholders of the storages that need not be saved once predicates are; a mask frees nothing of any other."""
+    only = mask_only(bw, pairs)
+    free = [storage for storage in find_storages(fw, pairs, num_fwd_outputs) if not storage.held_by]
+    groups = [{pair.bw for pair in storage.members} for storage in free]
+    return set[fx.Node]().union(*(group for group in groups if group <= only))
+
+
 def save_predicates(
     fw: fx.GraphModule, bw: fx.GraphModule, lossy: set[str], zero_exact: set[str], num_fwd_outputs: int
 ) -> Saved:
@@ -133,7 +142,7 @@ def save_predicates(
         num_fwd_outputs: how many forward outputs are the user's.
     """
     pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
-    only = mask_only(bw, pairs)
+    only = superfluous(fw, bw, pairs, num_fwd_outputs)
     sources = {pair.bw for pair in pairs if pair.bw.name in lossy} | only
     exact = find_hazards(bw, sources - only, gradient_nodes(bw, {pair.bw for pair in pairs}))
     sources = {node for node in sources if node.name not in exact}
