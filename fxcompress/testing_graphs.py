@@ -7,12 +7,17 @@ alive while a graph runs, as an oracle of predicted bytes.
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from functorch.compile import aot_function, default_partition, min_cut_rematerialization_partition, nop
+from functorch.compile import (  # type: ignore[import-untyped]
+    aot_function,
+    default_partition,
+    min_cut_rematerialization_partition,
+    nop,
+)
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -56,8 +61,9 @@ class Ran:
 def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy with the same names, whose nodes have metadata of their own but share the fake values in it."""
     graph = fx.Graph()
-    copied, old = graph.graph_copy(gm.graph, {}, return_output_node=True)  # type: ignore[misc]
-    graph.output(copied).meta = dict(old.meta)
+    graph.output(graph.graph_copy(gm.graph, {}))
+    (old,), (new,) = gm.graph.find_nodes(op="output"), graph.find_nodes(op="output")
+    new.meta = dict(old.meta)
     return fx.GraphModule(gm, graph)
 
 
@@ -167,18 +173,18 @@ def storages(values: object) -> dict[int, int]:
 class Meter(fx.Interpreter):
     """Runs a graph, frees each value after its last use, and counts the bytes of the storages alive after each node.
 
-    `peak` is the most at any time; storages in `uncounted` are left out.
+    Args:
+        gm: the graph.
+        uncounted: values whose storages are left out.
+        silent: nodes whose results' storages are left out too.
     """
 
-    def __init__(self, gm: fx.GraphModule, uncounted: Sequence[Any]) -> None:
+    def __init__(self, gm: fx.GraphModule, uncounted: Sequence[Any], silent: Set[str] = frozenset()) -> None:
         super().__init__(gm)
         self.uncounted = set(storages(uncounted))
+        self.silent = silent
         self.alive: dict[int, int] = {}
         self.curve: dict[str, int] = {}
-
-    @property
-    def peak(self) -> int:
-        return max(self.curve.values(), default=0)
 
     def watch(self, value: object) -> None:
         """Count the storages of `value` until they are freed."""
@@ -192,21 +198,54 @@ class Meter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.name in self.silent:
+            self.uncounted |= set(storages(result))
         if n.op == "call_function":
             self.watch(result)
             self.curve[n.name] = sum(self.alive.values())
         return result
 
 
+class _Recorder(fx.Interpreter):
+    """Remembers what every node computes."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.found[n] = super().run_node(n)
+        return self.found[n]
+
+
 def node_values(gm: fx.GraphModule, inputs: Sequence[Any]) -> Mapping[fx.Node, Any]:
     """What every node computes for `inputs`."""
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            found[n] = super().run_node(n)
-            return found[n]
-
-    found: dict[fx.Node, Any] = {}
+    recorder = _Recorder(gm)
     with torch.no_grad():
-        Recorder(gm).run(*inputs)
-    return found
+        recorder.run(*inputs)
+    return recorder.found
+
+
+def measure(pair: Pair) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes alive after each node of the forward and of the backward, as an interpreter that frees values has them.
+
+    What the caller holds is not counted: inputs, and the gradients that the backward returns.
+    """
+    with torch.no_grad():
+        forward = Meter(pair.fw, pair.inputs)
+        saved = list(forward.run(*pair.inputs))[pair.num_fwd_outputs :]
+        incoming = backward_inputs(saved, [tangent.clone() for tangent in pair.tangents])
+        forward.env.clear()
+        del saved
+        backward = Meter(pair.bw, pair.inputs, makers_of_results(pair.bw, incoming))
+        backward.watch(incoming)
+        backward.boxed_run(incoming)
+    return forward.curve, backward.curve
+
+
+def makers_of_results(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[str]:
+    """Nodes whose results lie in the storages that the graph returns."""
+    values = node_values(gm, inputs)
+    (end,) = gm.graph.find_nodes(op="output")
+    returned = set(storages(values[end]))
+    return {node.name for node, value in values.items() if node is not end and returned & set(storages(value))}
