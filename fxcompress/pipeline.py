@@ -18,7 +18,7 @@ from torch import fx
 
 from fxcompress import codecs
 from fxcompress.facts import CALLER_HELD, Peak, SavedTensor, saved_bytes
-from fxcompress.options import Options
+from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import Storage, find_storages
 from fxcompress.passes.check import check
 from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need
@@ -100,7 +100,7 @@ def run(
         PlanError: `plan` does not fit.
         GraphError: the result breaks the contract (a bug in fxcompress).
     """
-    options = options or Options()
+    options = _decided(plan, options or Options())
     clock = _Clock()
     count = count_user_outputs(fw, bw) if num_fwd_outputs is None else num_fwd_outputs
     fused = options.inner == "inductor"
@@ -173,12 +173,17 @@ def _prepare(
     return dict(save_predicates(fw, bw, lossy, zero_exact, count).exact_only)
 
 
+def _decided(plan: Plan | None, options: Options) -> Options:
+    """The options that a plan was made with, where they decide which graph its decisions are about."""
+    made = {name: value for name, value in (plan.options if plan is not None else ()) if name in DECIDED_BY_PLAN}
+    return replace(options, plan=None, **made) if made else options  # type: ignore[arg-type]
+
+
 def _lossy_names(saved: Sequence[SavedTensor], options: Options, stored: GraphPlan | None) -> set[str]:
-    if stored is not None:
-        exact = {"valueset", KEEP, SHARED}
-        return {decision.tensor.name for decision in stored.decisions if decision.codec not in exact}
     finite = {t.name for t in saved if t.values and not t.values.startswith("≥")}
-    return {t.name for t in saved if options.lossy and lossy_need(t.need) and not t.refusal and t.name not in finite}
+    names = {t.name for t in saved if options.lossy and lossy_need(t.need) and not t.refusal and t.name not in finite}
+    exact = {"valueset", KEEP, SHARED}
+    return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
 
 
 def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:
