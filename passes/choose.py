@@ -14,7 +14,7 @@ from torch import fx
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.order import MemoryOrder, memory_order
-from fxcompress.errors import PlanError
+from fxcompress.errors import OptionError, PlanError
 from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage, hint
@@ -22,6 +22,8 @@ from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import KEEP, Decision, Param
 
+TOO_SMALL = "smaller than min_bytes"
+"""How the refusal of a small tensor begins, which a plan made under another floor may overrule."""
 SHARED = "shared"
 """The representation of a further view of a storage that another saved tensor already brings."""
 _LOSSY: dict[Need, str] = {
@@ -117,6 +119,8 @@ def choose(
             encoding, reason = _encode(storage, members, values, options, exact_only, channels_last)
         else:
             encoding, reason = _follow(storage, given[members[0].name], channels_last)
+            if encoding is not None:
+                _admit(encoding, members, values.get(encoding.source), exact_only, given[members[0].name])
         if encoding is not None and options.limit is not None and len(encodings) >= options.limit:
             encoding, reason = None, f"beyond limit={options.limit}"
         if encoding is not None:
@@ -164,7 +168,38 @@ def _follow(storage: Storage, decision: Decision, channels_last: Set[str]) -> tu
     order = _order_of(source.meta["val"], channels_last)
     if order is None:
         raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense in memory")
-    return Encoding(storage, source, codecs.make(decision.codec, **dict(decision.params)), order), decision.reason
+    try:
+        codec = codecs.make(decision.codec, **dict(decision.params))
+    except OptionError as error:
+        raise PlanError(f"plan: {decision.tensor.name!r}: {error}") from error
+    return Encoding(storage, source, codec, order), decision.reason
+
+
+def _admit(
+    encoding: Encoding,
+    members: list[SavedTensor],
+    values: ValueSet | None,
+    exact_only: Mapping[str, str],
+    decision: Decision,
+) -> None:
+    """Raise `PlanError` where a stored decision asks for what no plan of ours would: a file may have been edited."""
+    codec, dtype = encoding.codec, encoding.source.meta["val"].dtype
+    refused = next((m.refusal for m in members if m.refusal and not m.refusal.startswith(TOO_SMALL)), "")
+    why_exact = next((exact_only[m.name] for m in members if m.name in exact_only), "")
+    need = strictest([member.need for member in members])
+    problem = refused or codec.refuse(dtype)
+    if codec.contract.kind == "exact":
+        expected = codec_for(need, values, Options())[0]
+        problem = problem or ("" if codec == expected else "its values are not known to lie in that set")
+    else:
+        inexact = why_exact or ("" if lossy_need(need) else f"{need}: no lossy codec may serve it")
+        zeros = need.endswith("+mask") and not codecs.params(codec).get("zero_preserving")
+        problem = problem or inexact or ("its zeros must stay exact" if zeros else "")
+    nbytes = encoded_nbytes(codec, encoding.order, dtype)
+    if not problem and not nbytes == decision.nbytes < encoding.storage.nbytes:
+        problem = f"{nbytes} bytes encoded, {decision.nbytes} in the plan, {encoding.storage.nbytes} as it is"
+    if problem:
+        raise PlanError(f"plan: {decision.tensor.name!r} cannot be stored as {codec.name}: {problem}; make a new plan")
 
 
 def _order_of(val: torch.Tensor, channels_last: Set[str]) -> MemoryOrder | None:
