@@ -2,9 +2,9 @@
 
 saved bytes: distinct storages that the autograd graph of a loss keeps; parameters, buffers and inputs are left out.
 peak bytes: the largest sum of bytes alive at one moment during forward and backward, of allocations made in that step;
-storages that end as a parameter's gradient are left out from their allocation on, and are reported separately. What
-lived before the step (parameters, optimizer state, the batch) is never counted. The allocator's own events are summed,
-so that the number is exact and, for a deterministic program, repeats.
+storages of the parameters' gradients that backward returns are left out from their allocation on, and are reported
+separately. What lived before the step (parameters, optimizer state, the batch) is never counted. The allocator's own
+events are summed, so that the number is exact and, for a deterministic program, repeats.
 gradient error: ‖g − g*‖ / ‖g*‖ over all parameters together.
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +62,18 @@ def saved_tensors(loss: Tensor) -> Iterator[Tensor]:
         yield from _saved_by(node)
 
 
-def peak_bytes(step: Callable[[], None], parameters: Sequence[Tensor]) -> Memory:
-    """Run `step` (forward and backward, gradients into `.grad`) once and return its memory.
+def peak_bytes(step: Callable[[], Sequence[Tensor]], device: torch.device = CPU) -> Memory:
+    """Run `step` (forward and backward) once and return its memory; what it returns are the parameters' gradients.
 
-    Gradients are dropped first, so that the step makes them anew. Compile before: a compilation allocates too.
+    It should take them from `torch.autograd.grad`: `.backward()` may copy a gradient into `.grad`, and then the storage
+    that is a gradient in the end is not the one that backward made. Compile before: a compilation allocates too.
     """
-    for parameter in parameters:
-        parameter.grad = None
-    device = parameters[0].device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    gradients = {_storage(p.grad): p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None}
+        returned = step()
+    gradients = {_storage(gradient): gradient.untyped_storage().nbytes() for gradient in returned}
     # Empty gradients have no storage, and every one of them would stand for address 0.
     gradients.pop(0, None)
     allocations = list(_allocations(profiler, device))

@@ -1,7 +1,7 @@
 """One model under one variant: compile it, run one seeded step, and measure. Shared by all benchmarks."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,16 @@ class Job:
 
         return run
 
+    def gradient_step(self, compiled: Callable[..., Tensor]) -> Callable[[], Sequence[Tensor]]:
+        """Forward and backward as a closure that returns the gradients and leaves `.grad` alone."""
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+        def run() -> Sequence[Tensor]:
+            gradients = torch.autograd.grad(self.step(compiled), parameters, allow_unused=True)
+            return [gradient for gradient in gradients if gradient is not None]
+
+        return run
+
     def held(self) -> list[Tensor]:
         """What the caller holds anyway: parameters, buffers and the batch."""
         batch = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
@@ -71,7 +81,7 @@ def run_trial(variant: Variant, job: Job) -> Trial:
     saved = measure.saved_bytes(loss, job.held())
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad for name, p in job.module.named_parameters() if p.grad is not None}
-    memory = measure.peak_bytes(job.train_step(compiled), list(job.module.parameters()))
+    memory = measure.peak_bytes(job.gradient_step(compiled), loss.device)
     # With several graphs (graph breaks) their peaks do not add up to the step's, so nothing is predicted.
     peak = predicted[0] if len(predicted) == 1 else None
     return Trial(compiled, float(loss.detach()), gradients, saved, memory, first_step_s, peak)

@@ -61,8 +61,8 @@ actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]
 def install(options: Mapping[str, object] | None = None, **named: object) -> None:
     """Make every later Inductor compilation of this process compress; `uninstall` undoes it.
 
-    For callers who cannot name a backend, such as Hugging Face's `TrainingArguments(torch_compile=True)`. Options as for
-    the backend, as one mapping or by name; `inner`, `mode` and `inductor` are torch.compile's business here.
+    For callers who cannot name a backend, such as Hugging Face's `TrainingArguments(torch_compile=True)`. Options as
+    for the backend, as one mapping or by name; `inner`, `mode` and `inductor` are torch.compile's business here.
 
     Raises:
         OptionError: an option is unknown, wrong, or without effect here.

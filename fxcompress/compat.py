@@ -5,7 +5,6 @@ by the test suite on that version, "read" means its source was compared.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,9 +32,9 @@ def partition(
     """
     from torch._functorch import config, partitioners
 
-    relaxed = {"ban_recompute_materialized_backward": False} if rebuild_more else {}
+    relaxed: dict[str, Any] = {"ban_recompute_materialized_backward": False} if rebuild_more else {}
     with config.patch(recompute_views=True, **relaxed):
-        return partitioners.min_cut_rematerialization_partition(  # type: ignore[no-any-return]
+        return partitioners.min_cut_rematerialization_partition(
             joint,
             joint_inputs,
             num_fwd_outputs=num_fwd_outputs,
@@ -47,7 +46,7 @@ def partition(
 def observe_saved_values(observer: Callable[[fx.Graph, Any, Callable[[], list[fx.Node]]], None]) -> Iterator[None]:
     """Call `observer(graph, node_info, plain_choice)` when PyTorch chooses what to save.
 
-    Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11, 2.15.
+    Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11.
     `plain_choice()` returns what PyTorch's own settings would save.
     """
     from torch._functorch import config, partitioners
@@ -93,11 +92,9 @@ def partitioner_base() -> type:
 
 def emit_artifact(name: str, payload: Callable[[], str]) -> None:
     """Put a JSON text into TORCH_TRACE; `torch._logging.trace_structured`: run in 2.13, read in 2.11."""
-    from torch._logging import trace_structured
+    from torch._logging import trace_structured  # type: ignore[attr-defined]
 
     trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=payload)
-
-
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]) -> Callable[..., Any]:
@@ -107,11 +104,11 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], patches: Ma
     """
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, inputs, config_patches=dict(patches))  # type: ignore[no-any-return]
+    return compile_fx(gm, inputs, config_patches=dict(patches))  # type: ignore[return-value]
 
 
 def partition_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: object) -> Callable[..., Any]:
-    """Run everything of Inductor up to the partitioned graphs, then interpret them: the same graphs, no code generation.
+    """Run all of Inductor up to the partitioned graphs, then interpret them: the same graphs, no code generation.
 
     `compile_fx(inner_compile=…)`, `fx_passes.post_grad.view_to_reshape`: run in 2.13, read in 2.11.
     """
@@ -120,15 +117,17 @@ def partition_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], partition
 
     def interpret(graph: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         # Inductor may lay tensors out in other strides than the graph states, and so do we for it.
-        view_to_reshape(graph)
+        view_to_reshape(graph)  # type: ignore[no-untyped-call]
         graph.recompile()
         return lambda *args: graph.forward(*args)
 
     patches = {"custom_partitioner_fn": partitioner, "fx_graph_cache": False}
-    return compile_fx(gm, inputs, inner_compile=interpret, config_patches=patches)  # type: ignore[no-any-return]
+    return compile_fx(gm, inputs, inner_compile=interpret, config_patches=patches)  # type: ignore[return-value, arg-type]
 
 
-def compile_with_aot_eager(gm: fx.GraphModule, inputs: Sequence[Any], partition_fn: Callable[..., Any]) -> Callable[..., Any]:
+def compile_with_aot_eager(
+    gm: fx.GraphModule, inputs: Sequence[Any], partition_fn: Callable[..., Any]
+) -> Callable[..., Any]:
     """What torch's `aot_eager` backend does, with another partitioner.
 
     `torch._dynamo.backends.common.aot_autograd`, `backends.debugging.boxed_nop`: run in 2.13, read in 2.11.
@@ -139,7 +138,7 @@ def compile_with_aot_eager(gm: fx.GraphModule, inputs: Sequence[Any], partition_
     backend = aot_autograd(
         fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=partition_fn, keep_inference_input_mutations=True
     )
-    return backend(gm, inputs)  # type: ignore[no-any-return]
+    return backend(gm, inputs)
 
 
 def inductor_mode_options(mode: str | None) -> dict[str, Any]:
@@ -150,11 +149,11 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def set_inductor_partitioner(partitioner: object | None) -> object | None:
-    """Set Inductor's process-wide `config.custom_partitioner_fn` and return the previous one; run in 2.13, read in 2.11."""
+    """Set Inductor's `config.custom_partitioner_fn` and return the previous one; run in 2.13, read in 2.11."""
     from torch._inductor import config
 
     previous: object | None = config.custom_partitioner_fn
-    config.custom_partitioner_fn = partitioner
+    config.custom_partitioner_fn = partitioner  # type: ignore[assignment]
     return previous
 
 
@@ -171,8 +170,6 @@ def reset_cuda_graphs() -> None:
         from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
         reset_cudagraph_trees()
-
-
 
 
 def inductor_uses_channels_last(gm: fx.GraphModule) -> bool:

@@ -1,7 +1,7 @@
 """The plans of this process, and their copies beside the compile cache.
 
-On a compile-cache hit the partitioner does not run, so no plan is made. Each plan is therefore stored under a key of the
-captured graph and the partitioner's hash, and read back on a hit.
+On a compile-cache hit the partitioner does not run, so no plan is made. Each plan is therefore stored under a key of
+the captured graph and the partitioner's hash, and read back on a hit.
 """
 
 import contextlib
@@ -68,7 +68,11 @@ def record(plan: GraphPlan, options: Options) -> None:
 
 def make_plan(graphs: Sequence[GraphPlan], options: Options) -> Plan:
     """A plan file's content for these graphs."""
-    shown = {k: v for k, v in options.to_dict().items() if isinstance(v, (int, float, str, bool)) and k not in ("plan", "save_plan")}
+    shown = {
+        k: v
+        for k, v in options.to_dict().items()
+        if isinstance(v, (int, float, str, bool)) and k not in ("plan", "save_plan")
+    }
     return Plan(tuple(graphs), tuple(sorted(shown.items())), __version__, str(torch.__version__))
 
 
@@ -77,7 +81,8 @@ def recorded(gm: fx.GraphModule, inputs: Sequence[object], digest: str, options:
     """Around the compilation of `gm`: store the plans made, or read back those stored by an earlier process."""
     path = _path(gm, inputs, digest)
     outer = getattr(_recording, "plans", None)
-    _recording.plans = made = []
+    made: list[GraphPlan] = []
+    _recording.plans = made
     try:
         yield
     finally:
@@ -94,6 +99,8 @@ def recorded(gm: fx.GraphModule, inputs: Sequence[object], digest: str, options:
 
 
 def _path(gm: fx.GraphModule, inputs: Sequence[object], digest: str) -> Path:
-    shapes = [(str(x.dtype), str(tuple(x.shape)), str(x.device)) if isinstance(x, torch.Tensor) else str(x) for x in inputs]
+    shapes = [
+        (str(x.dtype), str(tuple(x.shape)), str(x.device)) if isinstance(x, torch.Tensor) else str(x) for x in inputs
+    ]
     key = hashlib.sha256(f"{digest}\n{gm.code}\n{shapes}".encode()).hexdigest()[:40]
     return Path(compat.compile_cache_dir()) / "fxcompress" / f"{key}.json"

@@ -1,7 +1,7 @@
 """The partitioner: PyTorch's cut, then our rewriting of what it saves.
 
-`ActcompPartitioner` sits in Inductor's `custom_partitioner_fn`; `partition_fn(options)` is the same as a plain function for
-`aot_autograd(partition_fn=…)` in other stacks.
+`ActcompPartitioner` sits in Inductor's `custom_partitioner_fn`; `partition_fn(options)` is the same as a plain
+function for `aot_autograd(partition_fn=…)` in other stacks.
 """
 
 import dataclasses
@@ -125,7 +125,9 @@ def _compress(
     plain: list[int] = []
 
     def observe(graph: fx.Graph, info: Any, plain_choice: Callable[[], list[fx.Node]]) -> None:
-        plain.append(distinct_nbytes([node for node in plain_choice() if isinstance(node.meta.get("val"), torch.Tensor)]))
+        plain.append(
+            distinct_nbytes([node for node in plain_choice() if isinstance(node.meta.get("val"), torch.Tensor)])
+        )
 
     with compat.observe_saved_values(observe):
         fw, bw = cut(rebuild_more=True)
@@ -145,5 +147,3 @@ def _compress(
     ledger.record(result.plan, options)
     compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([result.plan], options)))
     return result.fw, result.bw
-
-

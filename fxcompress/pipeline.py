@@ -13,15 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 from torch import fx
 
-from fxcompress import codecs
-from fxcompress.facts import CALLER_HELD, Peak, SavedTensor, saved_bytes
+from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
 from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import Storage, find_storages
 from fxcompress.passes.check import check
-from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need
+from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need, strictest
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
@@ -35,7 +33,7 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_weights import shield_weights
 from fxcompress.passes.values import Known, find_values
-from fxcompress.plan import KEEP, Decision, GraphPlan, Plan
+from fxcompress.plan import KEEP, GraphPlan, Plan
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -126,7 +124,9 @@ def run(
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
     before = saved_bytes(first.saved)
-    graph_plan = _graph_plan(key, choice, before, before if plain_saved_bytes is None else plain_saved_bytes, peak_before, peak_after)
+    graph_plan = _graph_plan(
+        key, choice, before, before if plain_saved_bytes is None else plain_saved_bytes, peak_before, peak_after
+    )
     log.info("%s", _Summary(graph_plan, clock))
     return Result(fw, bw, graph_plan, tuple(clock.timings_ms))
 
@@ -169,8 +169,15 @@ def _prepare(
     if "rebuild_weights" not in options.disable_passes:
         rebuild_weights(fw, bw, set(parameters), count)
     lossy = _lossy_names(found.saved, options, stored)
-    zero_exact = {t.name for t in found.saved if t.name in lossy and t.need.endswith("+mask")}
-    return dict(save_predicates(fw, bw, lossy, zero_exact, count).exact_only)
+    return dict(save_predicates(fw, bw, lossy, lossy & _zero_exact(found.saved), count).exact_only)
+
+
+def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:
+    """Tensors whose codec will keep zeros; one codec serves all views of a storage."""
+    needs: dict[str, list[Need]] = {}
+    for tensor in saved:
+        needs.setdefault(tensor.storage, []).append(tensor.need)
+    return {tensor.name for tensor in saved if strictest(needs[tensor.storage]).endswith("+mask")}
 
 
 def _decided(plan: Plan | None, options: Options) -> Options:

@@ -11,7 +11,7 @@ KEEP = "keep"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How one saved tensor is represented. `codec` is `keep`, `shared` (a view of a tensor decided on before) or a codec."""
+    """How one saved tensor is represented: `codec` is `keep`, `shared` (a view of an earlier tensor) or a codec."""
 
     tensor: SavedTensor
     codec: str

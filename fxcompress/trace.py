@@ -52,7 +52,7 @@ def explain(
         _capture(materialize(module_factory, inputs, None), options, plans)
     if not plans:
         raise FxcompressError(
-            "no graph saves anything for backward: the model ran without gradients, or its graphs were compiled unchanged "
+            "no graph saves anything for backward: the model ran without gradients, or graphs are compiled unchanged "
             f"({'; '.join(ledger.unchanged()) or 'no warning'})"
         )
     return ledger.make_plan(plans, options)
@@ -75,7 +75,9 @@ def materialize(
     if inputs:
         args = tuple(spec.make(fake=mode) for spec in inputs)
     if not isinstance(module, nn.Module):
-        raise FxcompressError(f"the factory returned {type(module).__name__}; it must return an nn.Module, or a tuple with one")
+        raise FxcompressError(
+            f"the factory returned {type(module).__name__}; it must return an nn.Module, or a tuple with one"
+        )
     if not isinstance(args, (tuple, list)):
         raise FxcompressError(f"the factory returned {type(args).__name__} as arguments; it must be a tuple")
     return module, tuple(args), dict(kwargs)

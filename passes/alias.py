@@ -87,7 +87,9 @@ def _storage(
 ) -> Storage:
     if not isinstance(key, int):
         node = members[0].fw
-        return Storage(node, tuple(members), "input" if node.op == "placeholder" else "", nbytes_of(members[0].val), (None,))
+        return Storage(
+            node, tuple(members), "input" if node.op == "placeholder" else "", nbytes_of(members[0].val), (None,)
+        )
     root = roots[key]
     held_by = "input" if key in inputs else "output" if key in user_outputs else ""
     chains = tuple(_view_chain(root, pair.fw) for pair in members)

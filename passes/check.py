@@ -70,6 +70,8 @@ def _check_sides(saved: list[fx.Node], incoming: list[fx.Node]) -> None:
             raise GraphError(f"saved {left.name!r} meets backward placeholder {right.name!r}: names or order differ")
         a, b = left.meta["val"], right.meta["val"]
         if a.dtype != b.dtype or str(a.shape) != str(b.shape) or str(a.stride()) != str(b.stride()):
-            raise GraphError(f"saved {left.name!r}: {a.dtype} {tuple(a.shape)} forward, {b.dtype} {tuple(b.shape)} backward")
+            raise GraphError(
+                f"saved {left.name!r}: {a.dtype} {tuple(a.shape)} forward, {b.dtype} {tuple(b.shape)} backward"
+            )
         if _PAYLOAD.match(left.name) and not a.is_contiguous():
             raise GraphError(f"payload {left.name!r} is not contiguous")

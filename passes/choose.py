@@ -1,8 +1,8 @@
 """Decide for every saved tensor how it is represented, by what the backward needs of it.
 
-`choose(saved, storages, values, options)` is one pure function from facts to decisions: exact codecs wherever a static
-value set allows, the lossy codec at the width of the need class elsewhere, and `keep` with a reason for the rest. A codec
-is chosen only if it stores fewer bytes.
+`choose(saved, storages, values, options)` is one pure function from facts to decisions: exact codecs wherever a
+static value set allows, the lossy codec at the width of the need class elsewhere, and `keep` with a reason for the
+rest. A codec is chosen only if it stores fewer bytes.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -39,7 +39,7 @@ _LOSSY: dict[Need, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What to do with one storage: encode `source` (a forward node), which lies in memory as `order` says, with `codec`."""
+    """What to do with one storage: encode `source` (a forward node), stored in memory order `order`, with `codec`."""
 
     storage: Storage
     source: fx.Node
@@ -229,6 +229,6 @@ def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) 
         return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]
     codec = encoding.codec
     nbytes = encoded_nbytes(codec, encoding.order, encoding.source.meta["val"].dtype)
-    params = tuple(sorted(codecs.params(codec).items()))
+    params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(codec).items()))  # type: ignore[arg-type]
     first = [Decision(members[0], codec.name, params, nbytes, reason)]
     return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]

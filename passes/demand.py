@@ -1,9 +1,9 @@
 """What the backward graph needs of each saved tensor, read off its consumers.
 
-`find_demands(bw, pairs, values)` follows every saved tensor through the values that the backward rebuilds from it to the
-operators where it first meets a gradient, and classifies it (`facts.Need`). The class says how an error in the stored
-value would spread: not at all (`predicate`, `integer`), into leaf gradients only (`operand`), or into the gradients of
-other activations (`propagating`). Read-only.
+`find_demands(bw, pairs, values)` follows every saved tensor through the values that the backward rebuilds from it to
+the operators where it first meets a gradient, and classifies it (`facts.Need`). The class says how an error in the
+stored value would spread: not at all (`predicate`, `integer`), into leaf gradients only (`operand`), or into the
+gradients of other activations (`propagating`). Read-only.
 """
 
 import math
@@ -50,7 +50,9 @@ def gradient_nodes(bw: fx.GraphModule, saved: set[fx.Node]) -> set[fx.Node]:
     """Nodes whose value depends on a tangent, that is on anything but saved values and constants."""
     found: set[fx.Node] = {node for node in placeholders(bw) if "tangents" in str(node.target)}
     if not found:
-        found = {node for node in placeholders(bw) if node not in saved and isinstance(node.meta.get("val"), torch.Tensor)}
+        found = {
+            node for node in placeholders(bw) if node not in saved and isinstance(node.meta.get("val"), torch.Tensor)
+        }
     for node in bw.graph.nodes:
         if node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
             found.add(node)
@@ -194,9 +196,9 @@ def is_statistic(node: fx.Node) -> bool:
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         if is_attention(source):
-            return node.args[1] != 0
+            return bool(node.args[1] != 0)
         if "norm" in op_name(source):
-            return node.args[1] != 0
+            return bool(node.args[1] != 0)
         return op_name(source) in ("var_mean", "std_mean") and _shrinks(source, node)
     if op_name(node) in ("_log_softmax", "log_softmax"):
         return True
@@ -204,7 +206,12 @@ def is_statistic(node: fx.Node) -> bool:
         return node.op == "call_function" and bool(node.all_input_nodes) and _shrinks(node, node)
     inputs = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
     same = [arg for arg in inputs if _numel(arg) == _numel(node)]
-    return node.op == "call_function" and bool(same) and op_name(node) not in PRODUCTS - {"mul"} and all(map(is_statistic, same))
+    return (
+        node.op == "call_function"
+        and bool(same)
+        and op_name(node) not in PRODUCTS - {"mul"}
+        and all(map(is_statistic, same))
+    )
 
 
 def _shrinks(reduction: fx.Node, result: fx.Node) -> bool:
@@ -218,5 +225,3 @@ def _numel(node: fx.Node) -> int:
 
 def _hint(size: int | torch.SymInt) -> int:
     return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 1
-
-

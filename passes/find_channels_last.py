@@ -1,7 +1,7 @@
 """Find the maps that Inductor will lay out with channels last, whatever the graph's strides say.
 
-Inductor decides this after partitioning. A codec that followed the graph's strides would read and write such maps across
-memory, and each decode would be copied once more before its convolution. Read-only.
+Inductor decides this after partitioning. A codec that followed the graph's strides would read and write such maps
+across memory, and each decode would be copied once more before its convolution. Read-only.
 """
 
 import torch

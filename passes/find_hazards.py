@@ -143,7 +143,7 @@ def is_nonnegative(node: fx.Node, depth: int = 0) -> bool:
     if name in ("add", "mul", "div"):
         return all(_nonnegative(arg, depth) for arg in args[:2])
     if node.target is operator.getitem and isinstance(args[0], fx.Node):
-        return op_name(args[0]) in ("var_mean", "std_mean") and args[1] == 0
+        return op_name(args[0]) in ("var_mean", "std_mean") and bool(args[1] == 0)
     return name in _KEEP_SIGN and all(is_nonnegative(arg, depth + 1) for arg in node.all_input_nodes)
 
 

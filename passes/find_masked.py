@@ -1,8 +1,9 @@
 """Find values that hold infinite or extreme entries by construction: masked attention scores and additive masks.
 
-One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0. So
-`find_masked(fw)` follows constants beyond ±1e30 (or at the end of a half type's range) through moves, sums and selections,
-adds arguments of a softmax to which a caller's tensor was added, and the mask arguments of fused attention. Read-only.
+One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0.
+So `find_masked(fw)` follows constants beyond ±1e30 (or at the end of a half type's range) through moves, sums and
+selections, adds arguments of a softmax to which a caller's tensor was added, and the mask arguments of fused
+attention. Read-only.
 """
 
 import torch
@@ -10,7 +11,9 @@ from torch import fx
 
 from fxcompress.passes.ops import MOVES, is_attention, is_view, op_name
 
-_CARRY = MOVES | frozenset("add sub mul div neg where masked_fill maximum minimum index index_select select_scatter".split())
+_CARRY = MOVES | frozenset(
+    "add sub mul div neg where masked_fill maximum minimum index index_select select_scatter".split()
+)
 _EXTREME = 1e30
 
 
@@ -39,7 +42,8 @@ def _has_extreme(node: fx.Node) -> bool:
 
 def _feeds_softmax(node: fx.Node) -> bool:
     return any(
-        op_name(user) in ("_softmax", "softmax", "amax") or (is_view(user) and _feeds_softmax(user)) for user in node.users
+        op_name(user) in ("_softmax", "softmax", "amax") or (is_view(user) and _feeds_softmax(user))
+        for user in node.users
     )
 
 

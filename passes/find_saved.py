@@ -5,6 +5,7 @@ partition contract (torch/_functorch/partitioners.py: forward outputs end with `
 placeholders begin with `symints | tensors | opaque`). Read-only.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -72,8 +73,10 @@ def find_saved(fw: fx.GraphModule, bw: fx.GraphModule, *, num_fwd_outputs: int |
         if isinstance(partner.meta.get("val"), torch.Tensor):
             pairs.append(SavedPair(position, out, partner))
     order = {node: i for i, node in enumerate(placeholders(bw))}
-    if any(order[a.bw] >= order[b.bw] for a, b in zip(pairs, pairs[1:], strict=False)):
-        raise UnsupportedGraphError("saved tensors stand in another order in the backward graph than in the forward one")
+    if any(order[a.bw] >= order[b.bw] for a, b in itertools.pairwise(pairs)):
+        raise UnsupportedGraphError(
+            "saved tensors stand in another order in the backward graph than in the forward one"
+        )
     return pairs
 
 
@@ -88,7 +91,7 @@ def layer_of(node: fx.Node) -> str:
 
 
 def _tidy(path: str) -> str:
-    # Dynamo spells paths as L['self'].blocks[0].mlp or L['self']._modules['h']['0'], after the name of forward's first argument.
+    # Dynamo spells paths as L['self'].blocks[0].mlp or L['self']._modules['h']['0'], after forward's first argument.
     path = re.sub(r"^L\['\w+'\]", "", path)
     for old, new in (("._modules", ""), ("['", "."), ("']", ""), ("[", "."), ("]", "")):
         path = path.replace(old, new)

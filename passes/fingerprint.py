@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 
 import torch
@@ -17,7 +18,7 @@ def fingerprint(*graphs: fx.GraphModule) -> str:
         for i, node in enumerate(gm.graph.nodes):
             number[node] = i
             target = node.op if node.op in ("placeholder", "output") else _spell(node.target)
-            args = fx.map_arg((node.args, node.kwargs), lambda arg, number=number: f"%{number[arg]}")
+            args = fx.map_arg((node.args, node.kwargs), _speller(number))
             spelled, val = _normal(repr(args), symbols), _describe(node.meta.get("val"), symbols)
             digest.update(f"{target}|{spelled}|{val}\n".encode())
     return digest.hexdigest()[:32]
@@ -28,6 +29,10 @@ def _spell(target: object) -> str:
     if isinstance(target, FunctionType | BuiltinFunctionType):
         return f"{target.__module__}.{target.__qualname__}"
     return str(target)
+
+
+def _speller(number: dict[fx.Node, int]) -> Callable[[fx.Node], str]:
+    return lambda arg: f"%{number[arg]}"
 
 
 def _describe(val: object, symbols: dict[str, str]) -> str:

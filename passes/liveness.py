@@ -1,10 +1,10 @@
 """Live bytes over one training step, and their peak.
 
-`find_peak(fw, bw, num_fwd_outputs, fused=…)` simulates the two graphs in their order: a storage is allocated by its first
-node, freed after its last use, and saved tensors live across the turn. With `fused`, pointwise operators that only feed
-other fusible operators are computed where they are read and never stored, as Inductor does; a pointwise result takes over
-an operand of its size that dies with it. Caller-held tensors (parameters, inputs) and the gradients that the
-backward returns are not counted. A model of memory, exact for an interpreter (`fused=False`). Read-only.
+`find_peak(fw, bw, num_fwd_outputs, fused=…)` simulates the two graphs in their order: a storage is allocated by its
+first node, freed after its last use, and saved tensors live across the turn. With `fused`, pointwise operators that
+only feed other fusible operators are computed where they are read and never stored, as Inductor does; a pointwise
+result takes over an operand of its size that dies with it. Caller-held tensors (parameters, inputs) and the gradients
+that the backward returns are not counted. A model of memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
 Buffer = int
 """A storage's identity (see `alias.storage_key`)."""
 _OPAQUE = frozenset(
-    "mm bmm addmm baddbmm convolution convolution_backward sort topk index_put _unsafe_index_put index_put_ scatter_add "
+    "mm bmm addmm baddbmm convolution convolution_backward sort topk index_put _unsafe_index_put index_put_ "
+    "scatter_add "
     "_unsafe_masked_index_put_accumulate scatter_reduce _scaled_mm max_pool2d_with_indices_backward nonzero cumsum "
     "embedding_dense_backward scatter native_layer_norm native_batch_norm native_layer_norm_backward".split()
 )

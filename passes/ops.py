@@ -11,7 +11,9 @@ VIEWS = frozenset(
 )
 """Operators whose result (or each of whose results) addresses its input's storage."""
 
-MOVES = VIEWS | frozenset("clone contiguous cat copy flip repeat constant_pad_nd stack _to_copy convert_element_type".split())
+MOVES = VIEWS | frozenset(
+    "clone contiguous cat copy flip repeat constant_pad_nd stack _to_copy convert_element_type".split()
+)
 """Operators that only move or cast elements: an element's error stays its own."""
 
 LEAF_FINISH = MOVES | frozenset("sum add neg mean".split())
@@ -37,7 +39,7 @@ REDUCTIONS = frozenset("sum mean var var_mean amax amin prod logsumexp std std_m
 
 
 def op_name(node: fx.Node) -> str:
-    """Bare operator name: `add` for aten.add.Tensor; the function's own name for others; the op kind for placeholders."""
+    """Bare operator name: `add` for aten.add.Tensor; else the function's name; the op kind for placeholders."""
     target = node.target
     if node.op != "call_function":
         return node.op

@@ -14,8 +14,12 @@ from fxcompress.passes.splice import add_saved, copy_chain, drop_unused
 MAX_CHAIN = 16
 """Longer functions of weights are saved: replaying them is no longer cheap."""
 _CHEAP = (
-    MOVES | (PRODUCTS & {"mul"}) | REDUCTIONS - {"var_mean", "std_mean"} | frozenset(
-        "zeros ones zeros_like ones_like new_zeros new_ones add sub div neg abs sqrt rsqrt where ge gt le lt eq ne full full_like scalar_tensor arange iota sign pow "
+    MOVES
+    | (PRODUCTS & {"mul"})
+    | REDUCTIONS - {"var_mean", "std_mean"}
+    | frozenset(
+        "zeros ones zeros_like ones_like new_zeros new_ones add sub div neg abs sqrt rsqrt where ge gt "
+        "le lt eq ne full full_like scalar_tensor arange iota sign pow "
         "logical_and logical_or logical_not bitwise_and bitwise_or reciprocal maximum minimum clamp".split()
     )
 )
@@ -55,7 +59,9 @@ def _chain(node: fx.Node, parameters: set[str]) -> list[fx.Node]:
     return sorted(found, key=order.__getitem__)
 
 
-def _replay(fw: fx.GraphModule, bw: fx.GraphModule, pair: SavedPair, chain: list[fx.Node], num_fwd_outputs: int) -> None:
+def _replay(
+    fw: fx.GraphModule, bw: fx.GraphModule, pair: SavedPair, chain: list[fx.Node], num_fwd_outputs: int
+) -> None:
     by_name = {node.name: node for node in placeholders(bw)}
     env: dict[fx.Node, fx.Node] = {}
     for node in {arg: None for call in chain for arg in call.all_input_nodes if arg.op == "placeholder"}:

@@ -1,12 +1,13 @@
 """Rewrite a forward/backward pair so that chosen tensors are saved encoded.
 
-`rewrite(fw, bw, encodings, …)` puts each encode right after its producer and each decode right before its first consumer
-(measured: this is where the peak is won or lost), replaces the saved value by its payload on both sides in the same
-order, and replays the views that the backward reads of one storage. Edits both graphs in place.
+`rewrite(fw, bw, encodings, …)` puts each encode right after its producer and each decode right before its first
+consumer (measured: this is where the peak is won or lost), replaces the saved value by its payload on both sides in
+the same order, and replays the views that the backward reads of one storage. Edits both graphs in place.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -55,11 +56,17 @@ def rewrite(
         gm.recompile()
 
 
-def _traced(encoding: Encoding, templates: Templates, decompositions: object | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _traced(
+    encoding: Encoding, templates: Templates, decompositions: object | None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Encode and decode of one encoding as graphs; equal ones are traced once."""
     val = encoding.source.meta["val"]
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    key = (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device) if static else object()
+    key = (
+        (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
+        if static
+        else object()
+    )
     if key not in templates:
         templates[key] = _trace(encoding, val, static, decompositions)
     return templates[key]
@@ -70,7 +77,7 @@ def _trace(
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     codec, order = encoding.codec, encoding.order
     mode = compat.fake_mode_of([val])
-    tracing = {"tracing_mode": "real" if static else "symbolic", "decomposition_table": decompositions}
+    tracing: dict[str, Any] = {"tracing_mode": "real" if static else "symbolic", "decomposition_table": decompositions}
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return codec.encode(to_rows(x, order), salt)

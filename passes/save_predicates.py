@@ -7,6 +7,7 @@ then not saved at all. Exact: it moves a computation, and changes none.
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ def _shrink(grad: fx.Node, x: fx.Node, limit: float) -> Template:
     return _aten.where.ScalarSelf, (inside, 0.0, grad)
 
 
-_EXPANSIONS = {
+_EXPANSIONS: dict[str, Callable[..., Template]] = {
     "threshold_backward": _threshold,
     "hardtanh_backward": _hardtanh,
     "leaky_relu_backward": _leaky,
@@ -178,7 +179,7 @@ def _is_dropout_mask(node: fx.Node) -> bool:
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return False
     made = (node.args[0].target, *node.args[0].args[:2])
-    return node.args[1] == 1 and torch.ops.aten.native_dropout.default in made
+    return bool(node.args[1] == 1) and torch.ops.aten.native_dropout.default in made
 
 
 def _asked(
@@ -271,5 +272,3 @@ def _replace(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Nod
         partner = add_saved(fw, bw, twin, num_fwd_outputs)
     node.replace_all_uses_with(partner)
     return partner.name
-
-

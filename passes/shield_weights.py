@@ -1,9 +1,10 @@
 """Keep Inductor from holding channels-last copies of convolution weights.
 
-Where Inductor lays convolutions out with channels last, it converts a weight as soon as it enters the graph, and every
-reader gets the copy: the forward's list of saved tensors included, so that all weights are held twice until the backward
-has read them. `shield_weights` lets each convolution read its weight through a view of its own, made right before it: the
-parameter itself is saved, which costs nothing, and converted for as long as one convolution needs it. Exact.
+Where Inductor lays convolutions out with channels last, it converts a weight as soon as it enters the graph, and
+every reader gets the copy: the forward's list of saved tensors included, so that all weights are held twice until the
+backward has read them. `shield_weights` lets each convolution read its weight through a view of its own, made right
+before it: the parameter itself is saved, which costs nothing, and converted for as long as one convolution needs it.
+Exact.
 """
 
 import torch

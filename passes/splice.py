@@ -147,8 +147,5 @@ def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.
 
 def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:
     """The latest of `nodes` in graph order."""
-    wanted = set(nodes)
-    for node in reversed(graph.nodes):
-        if node in wanted:
-            return node
-    raise AssertionError("no node to insert after")
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return max(nodes, key=order.__getitem__)

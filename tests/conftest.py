@@ -26,6 +26,12 @@ def saved_tensor(index: int, name: str, layer: str) -> SavedTensor:
     )
 
 
+@pytest.fixture(autouse=True)
+def _width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables fill what COLUMNS states, and test runners set it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def plan() -> Plan:
     """Twelve equal layers, then a mask with a symbolic size, a statistic, a view and a parameter."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.models import digits_nets, gpt, loops
 
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-VOCABULARY = 512
+VOCABULARY = 256
 BATCH = 4
 TIME = 64
 LABELS = 10

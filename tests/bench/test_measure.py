@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import measure
+from bench.trial import Job
 
 MIB = 2**20
 
@@ -17,37 +18,38 @@ def mebibytes(count: float) -> Tensor:
 
 
 def test_peak_of_hand_made_allocations() -> None:
-    def step() -> None:
+    def step() -> list[Tensor]:
         first = mebibytes(3)
         second = mebibytes(2)
         del first
         third = mebibytes(4)
         del second, third
         mebibytes(1)
+        return []
 
-    memory = measure.peak_bytes(step, [torch.zeros(1)])
+    memory = measure.peak_bytes(step)
     assert memory == measure.Memory(peak_bytes=6 * MIB, total_peak_bytes=6 * MIB, gradient_bytes=0)
 
 
 def test_what_lived_before_is_not_counted_and_its_release_is_no_credit() -> None:
     holder = [mebibytes(8)]
 
-    def step() -> None:
+    def step() -> list[Tensor]:
         holder.clear()
         mebibytes(1)
+        return []
 
-    assert measure.peak_bytes(step, [torch.zeros(1)]).peak_bytes == MIB
+    assert measure.peak_bytes(step).peak_bytes == MIB
 
 
 def test_gradients_are_left_out_from_their_allocation_on() -> None:
-    weight = torch.zeros(2 * MIB // 4, requires_grad=True)
-
-    def step() -> None:
-        weight.grad = mebibytes(2)
+    def step() -> list[Tensor]:
+        gradient = mebibytes(2)
         scratch = mebibytes(3)
         del scratch
+        return [gradient]
 
-    memory = measure.peak_bytes(step, [weight])
+    memory = measure.peak_bytes(step)
     assert memory == measure.Memory(peak_bytes=3 * MIB, total_peak_bytes=5 * MIB, gradient_bytes=2 * MIB)
 
 
@@ -59,12 +61,9 @@ def test_address_reused_by_a_gradient_counts_before_it_is_one() -> None:
 
 def test_peak_is_the_same_every_time() -> None:
     module = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
-    x = torch.randn(128, 64)
-
-    def step() -> None:
-        module(x).square().mean().backward()
-
-    results = {measure.peak_bytes(step, list(module.parameters())) for _ in range(3)}
+    job = Job(module, (torch.randn(128, 64),), {})
+    step = job.gradient_step(lambda x: module(x).square().mean())
+    results = {measure.peak_bytes(step) for _ in range(3)}
     assert len(results) == 1
 
 
