@@ -43,6 +43,7 @@ COMPARES_ZERO = frozenset({"le", "gt", "eq", "ne", "lt", "ge"})
 # Which results of a backward operator depend on which argument: argument position → indices of results.
 _TUPLE_DEPENDS: dict[str, dict[int, tuple[int, ...]]] = {
     "convolution_backward": {0: (0, 1, 2), 1: (1,), 2: (0,)},
+    "grouped_mm_fallback_backward": {0: (1,), 1: (0,), 3: (0, 1)},
 }
 
 
@@ -182,7 +183,7 @@ def _only_moved(source: fx.Node, node: fx.Node) -> bool:
 
 def _is_leaf_product(node: fx.Node, user: fx.Node, finishing: set[fx.Node]) -> bool:
     """A product with a gradient whose result goes straight into a leaf gradient."""
-    if op_name(user) == "convolution_backward":
+    if op_name(user) in _TUPLE_DEPENDS:
         return all(item in finishing for item in _affected(node, user))
     return op_name(user) in PRODUCTS and user in finishing
 

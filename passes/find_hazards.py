@@ -22,6 +22,8 @@ from fxcompress.passes.ops import MOVES, op_name
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")
 _RANDOM_AGAIN = ("run_with_rng_state", "graphsafe_run_with_rng_state")
 """Repeat the operator that is among their arguments with the random state of the forward."""
+_BILINEAR = frozenset(["transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"])
+"""Custom operators known to be products of their operands: the grouped matrix product of mixture-of-experts layers."""
 _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0}
 _DOMAIN = {"sqrt": 0, "log1p": 0}
 _JUMPING = "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward"
@@ -79,7 +81,7 @@ def _is_unknown(node: fx.Node) -> bool:
     if op_name(node) in _RANDOM_AGAIN:
         target = next((arg for arg in node.args[:2] if isinstance(arg, OpOverload)), target)
     if isinstance(target, OpOverload):
-        return target.namespace not in _KNOWN
+        return target.namespace not in _KNOWN and target._schema.name not in _BILINEAR
     return isinstance(node.target, HigherOrderOperator)
 
 

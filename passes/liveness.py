@@ -85,7 +85,10 @@ def _result_buffers(node: fx.Node) -> list[tuple[Buffer, int]]:
 
 def is_opaque(node: fx.Node) -> bool:
     """Kernels that Inductor calls and does not generate: they read and write memory."""
-    return op_name(node) in _OPAQUE or is_attention(node) or not isinstance(node.target, torch._ops.OpOverload)
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "inductor_prims"):
+        return True
+    return op_name(node) in _OPAQUE or is_attention(node)
 
 
 def is_inlined(node: fx.Node) -> bool:

@@ -19,7 +19,10 @@ MOVES = VIEWS | frozenset(
 LEAF_FINISH = MOVES | frozenset("sum add neg mean".split())
 """Operators between a weight-gradient product and the graph's output that neither mix nor amplify errors."""
 
-GEMMS = frozenset("mm bmm addmm baddbmm matmul linear dot mv _scaled_mm".split())
+GEMMS = frozenset(
+    "mm bmm addmm baddbmm matmul linear dot mv _scaled_mm _grouped_mm grouped_mm_fallback "
+    "grouped_mm_fallback_backward".split()
+)
 PRODUCTS = GEMMS | {"mul"}
 """Bilinear operators: linear in the saved operand when the other one is a gradient."""
 
