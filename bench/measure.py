@@ -1,10 +1,10 @@
 """What the benchmarks measure, each number defined once.
 
 saved bytes: distinct storages that the autograd graph of a loss keeps; parameters, buffers and inputs are left out.
-peak bytes: the largest sum of bytes alive at one moment during forward and backward, of allocations made in that step;
-storages of the parameters' gradients that backward returns are left out from their allocation on, and are reported
-separately. What lived before the step (parameters, optimizer state, the batch) is never counted. The allocator's own
-events are summed, so that the number is exact and, for a deterministic program, repeats.
+peak bytes: the largest sum of bytes alive at one moment during forward and backward, of allocations made in that step.
+The gradients of parameters that backward returns are left out from their allocation on, and reported separately. What
+lived before the step (parameters, optimizer state, the batch) is never counted. The allocator's own events are summed,
+so that the number is exact and, for a deterministic program, repeats.
 gradient error: ‖g − g*‖ / ‖g*‖ over all parameters together.
 """
 
