@@ -4,9 +4,9 @@ With B = 2^bits - 1 and, per group, a bf16 zero ≤ min and a bf16 scale ≥ (ma
 
     code = floor((x - zero)/scale + u),   x̂ = zero + code·scale
 
-Both roundings are outwards, so every code is in 0 … B without a clamp and |x̂ - x| ≤ scale. u is ½ for nearest and
-(byte + ½)/256 for stochastic rounding; the half a byte centres the noise, so that sums over many elements have no bias.
-All arithmetic is fp32, whatever the input.
+Both roundings are outwards, so every code is in 0 … B without a clamp and |x̂ - x| ≤ scale. Nearest rounding has u = ½,
+ties to even. Stochastic rounding first rounds (x - zero)/scale to 1/256, then has u = byte/256; the first rounding
+centres the noise, so that sums over many elements have no bias. All arithmetic is fp32, whatever the input.
 """
 
 import math
@@ -102,6 +102,13 @@ def decode_zero_preserving(
 def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
     """Round real-valued codes, fp32 `[*lead, groups, group]`, and pack them."""
     if salt is None:
-        return bitpack.pack((codes + 0.5).to(torch.int32), bits)
-    fixed = (codes * 256.0 + 0.5).to(torch.int32)
-    return bitpack.pack_dithered(fixed, noise.words(salt, word, codes.shape[-1]), bits)
+        return bitpack.pack(_to_integer(codes), bits)
+    return bitpack.pack_dithered(_to_integer(codes * 256.0), noise.words(salt, word, codes.shape[-1]), bits)
+
+
+def _to_integer(x: torch.Tensor) -> torch.Tensor:
+    """fp32 in 0 … 2¹⁶ to the nearest int32, ties to even; anything for NaN.
+
+    Added to 2²³ the integer stands in the low bits: an add, where a conversion has a quarter of a GPU's rate or less.
+    """
+    return (x + 2.0**23).view(torch.int32) & 0xFFFF
