@@ -106,12 +106,13 @@ def run(
     user_outputs = outputs(fw)[:count]
     clock.run("expose_predicates", lambda: expose_predicates(bw))
     first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
-    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
+    channels_last = find_channels_last(fw) if fused else set()
+    layout = {"fused": fused, "channels_last": bool(channels_last)}
+    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, **layout))
     stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
     exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     given = match(stored, found.saved, "plan") if stored is not None else None
-    channels_last = find_channels_last(fw) if fused else set()
     choice = clock.run(
         "choose",
         lambda: choose(
@@ -122,7 +123,7 @@ def run(
         clock.run("shield_weights", lambda: (shield_weights(fw), shield_weights(bw)))
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
-    peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, fused=fused))
+    peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, **layout))
     before = saved_bytes(first.saved)
     graph_plan = _graph_plan(
         key, choice, before, before if plain_saved_bytes is None else plain_saved_bytes, peak_before, peak_after

@@ -7,6 +7,7 @@ result takes over an operand of its size that dies with it. Caller-held tensors 
 that the backward returns are not counted. A model of memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.workspace import workspace_nbytes
 
 Buffer = int
 """A storage's identity (see `alias.storage_key`)."""
@@ -29,27 +31,37 @@ _OPAQUE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node that touches memory: buffers it makes, and buffers it reads."""
+    """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs."""
 
     name: str
     made: tuple[tuple[Buffer, int], ...]
     read: tuple[Buffer, ...]
     in_place: bool
+    workspace_bytes: int
 
 
-def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, *, fused: bool) -> Peak:
-    """Predict the live-bytes curve of one forward and backward. Symbolic sizes count by their hint."""
+def find_peak(
+    fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, *, fused: bool, channels_last: bool = False
+) -> Peak:
+    """Predict the live-bytes curve of one forward and backward. Symbolic sizes count by their hint.
+
+    Args:
+        fw, bw: the pair.
+        num_fwd_outputs: how many forward outputs are the user's.
+        fused: whether the inner compiler fuses pointwise operators.
+        channels_last: whether it computes convolutions with channels last, whatever the strides say.
+    """
     saved = {key: size for out in outputs(fw)[num_fwd_outputs:] for key, size in _buffer(out)}
     held = {key for node in placeholders(fw) for key, _ in _buffer(node)}
     kept = set(saved) | {key for out in outputs(fw)[:num_fwd_outputs] for key, _ in _buffer(out)}
-    forward = _simulate(_steps(fw, fused), {}, held, kept)
+    forward = _simulate(_steps(fw, fused, channels_last), {}, held, kept)
     resident = sum(size for key, size in saved.items() if key not in held)
     first = outputs(fw)[num_fwd_outputs:]
     names = {out.name for out in first if isinstance(out, fx.Node) and storage_key(out) in held}
     incoming = {key: size for node in placeholders(bw) if node.name not in names for key, size in _buffer(node)}
     excluded = {key for node in placeholders(bw) if node.name in names for key, _ in _buffer(node)}
     gradients = {key for out in outputs(bw) for key, _ in _buffer(out)}
-    backward = _simulate(_steps(bw, fused), incoming, excluded | gradients, set())
+    backward = _simulate(_steps(bw, fused, channels_last), incoming, excluded | gradients, set())
     return _peak(forward, backward, resident)
 
 
@@ -106,7 +118,7 @@ def _fuses(user: fx.Node) -> bool:
     return not is_opaque(user)
 
 
-def _steps(gm: fx.GraphModule, fused: bool) -> list[Step]:
+def _steps(gm: fx.GraphModule, fused: bool, channels_last: bool) -> list[Step]:
     """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
     through: dict[fx.Node, frozenset[Buffer]] = {}
     steps: list[Step] = []
@@ -118,6 +130,10 @@ def _steps(gm: fx.GraphModule, fused: bool) -> list[Step]:
         if node.op != "call_function":
             through[node] = frozenset(key for key, _ in _buffer(node))
             continue
+        if node.target is operator.getitem:
+            # One element keeps no other alive.
+            through[node] = frozenset(key for key, _ in _buffer(node)) & reads or reads
+            continue
         if fused and is_inlined(node):
             through[node] = reads
             continue
@@ -127,7 +143,8 @@ def _steps(gm: fx.GraphModule, fused: bool) -> list[Step]:
         made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
         seen.update(key for key, _ in made)
         through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
-        steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), fused and not is_opaque(node)))
+        workspace = workspace_nbytes(node, channels_last=channels_last)
+        steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), fused and not is_opaque(node), workspace))
     return steps
 
 
@@ -155,7 +172,7 @@ def _simulate(
         reusable = {live[key] for key in dying} if step.in_place else set()
         fresh = sum(size for _, size in made)
         reused = next((size for _, size in made if size in reusable), 0)
-        curve.append((step.name, total + fresh - reused))
+        curve.append((step.name, total + fresh - reused + step.workspace_bytes))
         total += fresh
         live.update(made)
         for key in dying + [key for key, _ in made if last[key] == i and key not in kept]:

@@ -1,0 +1,64 @@
+"""Bytes that a kernel allocates for itself while it runs, beyond its results.
+
+`workspace_nbytes(node, channels_last=…)` states what ATen's CPU kernels take from torch's allocator: oneDNN copies the
+operands of a convolution into blocked layouts unless they lie with channels last, and dropout draws its mask as floats.
+Measured on torch 2.13 (`bench.measure` replays every allocation); zero for all other kernels, and on other devices,
+where workspaces depend on the library's choice at run time.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.ops import op_name
+
+
+def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
+    """Bytes allocated and freed inside `node`; `channels_last`: whether its maps lie so whatever their strides say."""
+    rule = _RULES.get(op_name(node))
+    vals = [arg.meta.get("val") for arg in node.all_input_nodes]
+    if rule is None or not all(isinstance(val, torch.Tensor) and val.device.type == "cpu" for val in vals):
+        return 0
+    return rule(node, channels_last)
+
+
+def _convolution(node: fx.Node, channels_last: bool) -> int:
+    x, weight = _arg(node, 0), _arg(node, 1)
+    if channels_last or _lies_channels_last(x):
+        return nbytes_of(weight)
+    return max(nbytes_of(x) + nbytes_of(weight), nbytes_of(node.meta["val"]))
+
+
+def _convolution_backward(node: fx.Node, channels_last: bool) -> int:
+    grad, x, weight = (_arg(node, position) for position in range(3))
+    mask = node.args[-1]
+    grad_input = nbytes_of(x) if isinstance(mask, (list, tuple)) and mask[0] else 0
+    if channels_last or _lies_channels_last(x):
+        return 2 * nbytes_of(weight)
+    return max(grad_input, nbytes_of(grad) + nbytes_of(x) + nbytes_of(weight))
+
+
+def _dropout(node: fx.Node, channels_last: bool) -> int:
+    return nbytes_of(_arg(node, 0))
+
+
+def _arg(node: fx.Node, position: int) -> torch.Tensor:
+    arg = node.args[position]
+    assert isinstance(arg, fx.Node)
+    val = arg.meta["val"]
+    assert isinstance(val, torch.Tensor)
+    return val
+
+
+def _lies_channels_last(x: torch.Tensor) -> bool:
+    strides = x.stride()
+    return x.dim() == 4 and isinstance(strides[1], int) and strides[1] == 1 and not x.is_contiguous()
+
+
+_RULES: dict[str, Callable[[fx.Node, bool], int]] = {
+    "convolution": _convolution,
+    "convolution_backward": _convolution_backward,
+    "native_dropout": _dropout,
+}
