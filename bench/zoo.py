@@ -32,6 +32,8 @@ def main() -> int:
         raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(ZOO)}")
     variants = [variant.name for variant in chosen(arguments.variants, arguments.inner)]
     about = environment()
+    if arguments.threads:
+        about["threads"] = arguments.threads
     console = wide_console()
     failed = False
     for name in names:
@@ -53,6 +55,7 @@ def run_model(name: str, variants: Sequence[str], arguments: argparse.Namespace)
         command = [sys.executable, "-m", "bench.zoo_worker", name, str(out), "--variants", ",".join(variants)]
         command += ["--inner", arguments.inner, "--rounds", str(arguments.rounds)]
         command += ["--bf16"] if arguments.bf16 else []
+        command += ["--threads", str(arguments.threads)] if arguments.threads else []
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout)
             error = f"worker ended with {done.returncode}: {done.stderr.strip()[-300:]}"
@@ -93,6 +96,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--variants", default="plain,actcomp", help="comma-separated, or all")
     parser.add_argument("--inner", default="inductor", choices=("inductor", "aot_eager"))
     parser.add_argument("--bf16", action="store_true", help="run the forward under bf16 autocast")
+    parser.add_argument(
+        "--threads", type=int, help="of torch; with 1, scattered sums add in one order, so that bits can be compared"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed steps per variant")
     parser.add_argument("--timeout", type=float, default=900, help="seconds per model")
     parser.add_argument("--json", type=Path, help="append one JSON line per row to this file")

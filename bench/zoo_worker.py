@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from bench import measure
 from bench.models.zoo import ZOO
 from bench.record import append_rows
@@ -106,7 +108,10 @@ def main() -> None:
     parser.add_argument("--inner", required=True)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     variants = chosen(arguments.variants, arguments.inner)
     warm_up(arguments.inner)
     rows = measure_model(arguments.model, variants, inner=arguments.inner, bf16=arguments.bf16, rounds=arguments.rounds)

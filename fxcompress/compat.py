@@ -180,3 +180,21 @@ def inductor_uses_channels_last(gm: fx.GraphModule) -> bool:
     from torch._inductor.graph import GraphLowering
 
     return bool(GraphLowering.decide_layout_opt(gm, is_inference=False))
+
+
+def convolution_sums_products(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, arguments: Sequence[Any]
+) -> bool:
+    """Whether ATen's CPU kernel for this convolution adds products as they are, without a transform.
+
+    `torch._C._select_conv_backend`: run in 2.13, read in 2.11. oneDNN is called with its direct algorithm, `slow_conv`
+    is a matrix product; NNPACK and the depthwise Winograd kernel transform.
+
+    Args:
+        x, weight, bias: the operands, fake or real, of static sizes.
+        arguments: stride, padding, dilation, transposed, output_padding, groups.
+    """
+    mode = fake_mode_of([x, weight])
+    with mode or contextlib.nullcontext():
+        backend = torch._C._select_conv_backend(x, weight, bias, *arguments, None)  # type: ignore[attr-defined]
+    return backend.name in ("Mkldnn", "Slow2d", "SlowDilated2d", "Slow3d", "SlowDilated3d")

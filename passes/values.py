@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.ops import op_name
+from fxcompress.passes.value_products import contracted, sums_products
 from fxcompress.passes.value_sets import NONNEGATIVE, UNKNOWN, ValueSet, join, of_points, of_range, product_of, sum_of
 
 __all__ = ["Known", "ValueSet", "find_values"]
@@ -170,9 +171,11 @@ def _product_sum(node: fx.Node, known: Known) -> ValueSet:
     a, b = _arg(node, offset, known), _arg(node, offset + 1, known)
     if not (a.finite and b.finite and isinstance(val, torch.Tensor) and val.dtype in (torch.float32, torch.float64)):
         return UNKNOWN
-    terms = _contracted(node, offset)
+    terms = contracted(node, offset)
     largest = [max(abs(x.lo), abs(x.hi)) for x in (a, b)]
-    if terms is None or max(largest) > 256 or (op_name(node) == "convolution" and not _sums_products(node)):
+    if terms is None or max(largest) > 256:
+        return UNKNOWN
+    if op_name(node) == "convolution" and not sums_products(node):
         return UNKNOWN
     bound = terms * math.prod(largest)
     return _sums(a, b, bound) if bound < 1 << 24 else UNKNOWN
@@ -183,34 +186,6 @@ def _sums(a: ValueSet, b: ValueSet, bound: int) -> ValueSet:
         return of_range(0, bound)
     # A sum of products that are all -0.0 may be -0.0.
     return UNKNOWN if 0 in a or 0 in b else of_range(-bound, bound)
-
-
-def _sums_products(node: fx.Node) -> bool:
-    """Whether a convolution adds products as they are, at least one of them not of padding.
-
-    cuDNN and NNPACK may choose a transform algorithm (Winograd, FFT), whose results are not whole numbers.
-    """
-    _, weight, _, _, padding, dilation, *_ = node.args
-    assert isinstance(weight, fx.Node) and isinstance(padding, (list, tuple)) and isinstance(dilation, (list, tuple))
-    val = weight.meta["val"]
-    kernel = val.shape[2:]
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    within = all(p < r for p, r in zip(padding, reach, strict=True))
-    return val.device.type == "cpu" and within and (math.prod(kernel) == 1 or val.dtype is torch.float64)
-
-
-def _contracted(node: fx.Node, offset: int) -> int | None:
-    """How many products one output element sums; None if unknown or if an unanalysed bias is added."""
-    right = node.args[offset + 1]
-    assert isinstance(right, fx.Node)
-    shape = right.meta["val"].shape
-    if op_name(node) == "convolution":
-        plain = node.args[2] is None and not node.args[6]
-        sizes = shape[1:]
-    else:
-        plain = offset == 0
-        sizes = shape[-2:-1]
-    return math.prod(sizes) if plain and all(isinstance(s, int) for s in sizes) else None
 
 
 def _indices(axis: int, default: int | None = None) -> Callable[[fx.Node, Known], ValueSet]:
