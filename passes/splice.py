@@ -136,8 +136,29 @@ def inline(
         if node.op == "call_function"
     ]
     if not fresh:
-        refresh_values(copies)
+        _own_storages(copies, template, arguments)
     return [env[node] for node in results if isinstance(node, fx.Node)]
+
+
+def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments: Sequence[fx.Node]) -> None:
+    """Give copies of a template of static sizes fake values like its own, in storages of their own.
+
+    As `refresh_values`, without running the operators: equal layers make many copies.
+    """
+    bases: dict[int, torch.Tensor] = {}
+    for node, argument in zip(placeholders(template), arguments, strict=True):
+        bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
+    for node in copies:
+        val = node.meta["val"]
+        key = val.untyped_storage()._cdata
+        with val.fake_mode:
+            if key not in bases:
+                bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
+                node.meta["val"] = bases[key]
+            else:
+                base = bases[key]
+                base = base if base.dtype is val.dtype else base.view(val.dtype)
+                node.meta["val"] = base.as_strided(val.shape, val.stride(), val.storage_offset())
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:

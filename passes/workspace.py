@@ -32,6 +32,7 @@ def _convolution(node: fx.Node, channels_last: bool) -> int:
 
 
 def _convolution_backward(node: fx.Node, channels_last: bool) -> int:
+    """Beyond the input's gradient: the weight's is returned to the caller, and the copy it is made in is not."""
     grad, x, weight = (_arg(node, position) for position in range(3))
     mask = node.args[-1]
     grad_input = nbytes_of(x) if isinstance(mask, (list, tuple)) and mask[0] else 0

@@ -1,0 +1,77 @@
+"""What kernels allocate for themselves, against the allocations that torch's profiler reports."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bench import measure
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.workspace import workspace_nbytes
+from fxcompress.testing_graphs import capture
+
+aten = torch.ops.aten
+CPU = torch.device("cpu")
+# Pairs of channels for which oneDNN needs no padding, so that the blocked copies are as large as the operands.
+SHAPES = [(8, 32, 64, 14, 3), (8, 64, 64, 7, 1), (16, 64, 128, 8, 3)]
+
+
+def measured(function: Callable[[], Any]) -> int:
+    """Peak of the allocator during one call, less what its first result keeps: a weight's gradient is not counted."""
+    function()
+    kept: list[Any] = []
+    total = measure.peak_bytes(lambda: kept.append(function()) or [], CPU).total_peak_bytes
+    results = kept[-1] if isinstance(kept[-1], (tuple, list)) else (kept[-1],)
+    return total - int(results[0].untyped_storage().nbytes())
+
+
+def node_of(function: Callable[..., Any], *inputs: torch.Tensor) -> torch.fx.Node:
+    """The last operator of the traced `function`."""
+    graph = torch.fx.experimental.proxy_tensor.make_fx(function, tracing_mode="fake")(*inputs).graph
+    calls = [n for n in graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]
+    return calls[-1]
+
+
+def operands(shape: tuple[int, ...], channels_last: bool) -> tuple[torch.Tensor, ...]:
+    batch, inner, outer, side, kernel = shape
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = ((batch, inner, side, side), (outer, inner, kernel, kernel), (batch, outer, side, side))
+    return tuple(torch.randn(size).contiguous(memory_format=layout) for size in sizes)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolutions(shape: tuple[int, ...], channels_last: bool) -> None:
+    x, weight, grad = operands(shape, channels_last)
+    pad = [shape[4] // 2] * 2
+
+    def forward(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        return aten.convolution(x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1)
+
+    def backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Any:
+        mask = [True, True, False]
+        return aten.convolution_backward(grad, x, weight, [0], [1, 1], pad, [1, 1], False, [0, 0], 1, mask)
+
+    whole = sum(t.nbytes for t in (x, weight, grad))
+    # With channels last the weight's gradient stands beside the copies that it is made from.
+    for function, inputs, own in ((forward, (x, weight), 0), (backward, (grad, x, weight), weight.nbytes)):
+        stated = workspace_nbytes(node_of(function, *inputs), channels_last=False) + own * channels_last
+        assert abs(stated - measured(lambda: function(*inputs))) <= 0.2 * whole, function
+
+
+def test_dropout() -> None:
+    x = torch.randn(64, 1000)
+    node = node_of(lambda x: aten.native_dropout(x, 0.5, True), x)
+    mask_nbytes = x.numel()
+    stated = workspace_nbytes(node, channels_last=False) + mask_nbytes
+    assert abs(stated - measured(lambda: aten.native_dropout(x, 0.5, True))) < 4096
+
+
+def test_no_other_kernel_and_no_other_device() -> None:
+    pair = capture(lambda x, w: (x @ w).relu().sum(), (torch.randn(8, 8, requires_grad=True), torch.randn(8, 8)))
+    assert all(workspace_nbytes(node, channels_last=True) == 0 for node in pair.fw.graph.nodes if node.users)
+    assert placeholders(pair.fw)
+    meta = [t.to("meta") for t in operands(SHAPES[0], False)[:2]]
+    node = node_of(lambda x, w: aten.convolution(x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1), *meta)
+    assert workspace_nbytes(node, channels_last=False) == 0
