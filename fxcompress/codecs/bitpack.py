@@ -60,10 +60,10 @@ def spread(noise: tuple[torch.Tensor, ...], *, compact: bool) -> torch.Tensor:
     where they do not.
     """
     if compact:
-        halves = torch.stack(noise, -1).unflatten(-1, (2, 2)).movedim(-2, -3)
+        calls = torch.stack(noise, -1)
+        halves = calls.reshape(*calls.shape[:-1], 2, 2).movedim(-2, -3)
     else:
         halves = torch.stack([torch.stack(noise[:2], -1), torch.stack(noise[2:], -1)], -3)
     places = torch.arange(0, 32, 8, dtype=torch.int32, device=halves.device)
     added: torch.Tensor = (halves[..., None] >> places) & 0xFF
-    *lead, _, calls, _, _ = added.shape
-    return added.reshape(*lead, calls * CALL)
+    return added.reshape(*noise[0].shape[:-1], noise[0].shape[-1] * CALL)

@@ -7,12 +7,13 @@ W = 8·LANES, and there in lane e % W // 8, so that one load brings a thread 16 
 import triton
 import triton.language as tl
 
+RUN = 8
 _ROUNDS = tl.constexpr(7)
 
 
 def lanes(bits: int, group: int, most: int) -> int:
     """Threads that share a group, when each may hold `most` of its elements; 0 for a group that the kernels refuse."""
-    if group & (group - 1) or not 64 <= group * bits or not 16 <= group <= 2048:
+    if group & (group - 1) or group * bits < 64 or not 16 <= group <= 2048:
         return 0
     return min(max(group // most, 1), group * bits // 64)
 
@@ -62,7 +63,9 @@ def _halves(pair, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_run(row_ptr, at, end, last, TILE: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr):
+def load_run(
+    row_ptr, at, end, last, TILE: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr
+):
     """Eight fp32 `[TILE, LANES]`: run number `lane` of a unit.
 
     `row_ptr` `[TILE, 1]` points at the row (ragged) or the group; `at` `[TILE, 1]` is the unit's column there. Columns
@@ -74,7 +77,7 @@ def load_run(row_ptr, at, end, last, TILE: tl.constexpr, LANES: tl.constexpr, VE
     if not VECTOR:
         out = ()
         for i in tl.static_range(8):
-            out = out + (tl.load(row_ptr + tl.minimum(run + i, end - 1)).to(tl.float32),)
+            out += (tl.load(row_ptr + tl.minimum(run + i, end - 1)).to(tl.float32),)
         return out
     if dtype == tl.float32:
         first = row_ptr + (at + _columns(LANES, 8))
@@ -93,7 +96,7 @@ def load_run(row_ptr, at, end, last, TILE: tl.constexpr, LANES: tl.constexpr, VE
         return out
     filled = ()
     for i in tl.static_range(8):
-        filled = filled + (tl.where(inside, out[i], last),)
+        filled += (tl.where(inside, out[i], last),)
     return filled
 
 

@@ -1,7 +1,7 @@
 """Affine group quantization in Triton: one read, one write, bit for bit what `reference` computes. Needs only Triton.
 
-A thread reads runs of eight neighbours (`runs`) and owns whole Philox calls, so that nothing but the group's minimum and
-maximum crosses threads: units u and u + UNITS/2 share their calls, and the units of one byte are UNITS·bits/8 apart (the
+A thread reads runs of eight neighbours (`runs`) and owns whole Philox calls, so that only the group's minimum and
+maximum cross threads: units u and u + UNITS/2 share their calls, and the units of one byte are UNITS·bits/8 apart (the
 half-split of `bitpack`). Four codes travel in one 32-bit word, in memory order, from the noise to the store.
 
 Every product that feeds an addition is exact or explicitly fused, so that no contraction can change a bit.
@@ -86,7 +86,9 @@ def _code(x, zero, inverse, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.conste
 
 
 @triton.jit
-def _four(x0, x1, x2, x3, noise, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+def _four(
+    x0, x1, x2, x3, noise, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
+):
     """Codes of four neighbours as the bytes of a uint32, lowest first, plus `_excess`."""
     a = _code(x0, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
     b = _code(x1, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
@@ -112,7 +114,9 @@ def _excess(first, BITS: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
-def _unit(x, noise0, noise1, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+def _unit(
+    x, noise0, noise1, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
+):
     """Codes of a run of eight, as two words."""
     first = _four(x[0], x[1], x[2], x[3], noise0, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
     return first, _four(x[4], x[5], x[6], x[7], noise1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
@@ -150,7 +154,7 @@ def encode(
     last = tl.load(x_ptr + offset + (end - 1)).to(tl.float32) if RAGGED else 0.0
     x = ()
     for u in tl.static_range(UNITS):
-        x = x + (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
+        x += (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
 
     low = _key(x[0][0], ZERO_PRESERVING)
     high = x[0][0]
@@ -241,6 +245,6 @@ def decode(
             y = ()
             for h in tl.static_range(4):
                 for i in tl.static_range(2):
-                    y = y + (_decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
+                    y += (_decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
             at = column + (p * RUNS + r) * 8 * LANES
             store_run(y_ptr + offset, y, at, end, live, TILE, LANES, VECTOR)
