@@ -6,7 +6,7 @@ Interleaved packing would need a shuffle across vector lanes (GPU: shared memory
 
 import torch
 
-from fxcompress.codecs.noise import SLICES
+from fxcompress.codecs.noise import CALL
 
 WIDTHS = (1, 2, 4, 8)
 """Code widths that fill a byte evenly."""
@@ -41,9 +41,6 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:
     """Add one noise byte to each fixed-point code, drop the fraction, pack.
 
-    Two codes travel in one int32, 16 bits each, through addition, truncation and packing: fixed ≤ 255·256, so that
-    adding a byte never carries into the neighbour.
-
     Args:
         fixed: int32 `[*lead, groups, G]`, codes times 256.
         noise: `noise.words`, four int32 `[*lead, groups, G/16]`.
@@ -52,33 +49,21 @@ def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: in
     Returns:
         uint8 `[*lead, groups, G·bits/8]`, laid out as by `pack`.
     """
-    *lead, size = fixed.shape
-    quads = fixed.reshape(*lead, 4, 2, 2, size // SLICES)
-    pairs = quads.select(-3, 0) + (quads.select(-3, 1) << 16)
-    codes = [_add_bytes(part, word) for part, word in zip(pairs.unbind(-3), noise, strict=True)]
-    pieces = [byte for row in _merge(codes, bits) for byte in _split(row, bits)]
-    return torch.cat(pieces, -1)
+    added = spread(noise, compact=bits < 8)
+    return pack((fixed + added) >> 8, bits)
 
 
-def _add_bytes(pairs: torch.Tensor, word: torch.Tensor) -> list[torch.Tensor]:
-    """Dither the four slices that `word` serves, `[*lead, groups, 2, G/16]`, and drop their fractions."""
-    even, odd = pairs.unbind(-2)
-    low = 0x00FF00FF
-    return [((even + (word & low)) >> 8) & low, ((odd + ((word >> 8) & low)) >> 8) & low]
+def spread(noise: tuple[torch.Tensor, ...], *, compact: bool) -> torch.Tensor:
+    """`noise.words` as one byte per element, int32 `[*lead, groups, G]`; `compact` is a way to it, not a result.
 
-
-def _merge(codes: list[list[torch.Tensor]], bits: int) -> list[list[torch.Tensor]]:
-    """Or together the pairs that share bytes; `codes[w][p]` holds slices 4w+p and 4w+p+2."""
-    if bits == 8:
-        return codes
-    if bits == 4:
-        return [[codes[w][p] | codes[w + 2][p] << 4 for p in (0, 1)] for w in (0, 1)]
-    return [[codes[0][p] | codes[1][p] << 2 | codes[2][p] << 4 | codes[3][p] << 6 for p in (0, 1)]]
-
-
-def _split(row: list[torch.Tensor], bits: int) -> list[torch.Tensor]:
-    """The uint8 slices held by one row of merged pairs, in memory order."""
-    # The masks are for Inductor, whose int32 → uint8 conversion saturates in vector code (torch 2.13, CPU).
-    if bits == 1:
-        return [((pair | pair >> 15) & 0xFF).to(torch.uint8) for pair in row]
-    return [(pair & 0xFF).to(torch.uint8) for pair in row] + [(pair >> 16).to(torch.uint8) for pair in row]
+    Measured with Inductor on a CPU: the compact way takes 2/3 of the other's time where codes share bytes, and 3/2
+    where they do not.
+    """
+    if compact:
+        calls = torch.stack(noise, -1)
+        halves = calls.reshape(*calls.shape[:-1], 2, 2).movedim(-2, -3)
+    else:
+        halves = torch.stack([torch.stack(noise[:2], -1), torch.stack(noise[2:], -1)], -3)
+    places = torch.arange(0, 32, 8, dtype=torch.int32, device=halves.device)
+    added: torch.Tensor = (halves[..., None] >> places) & 0xFF
+    return added.reshape(*noise[0].shape[:-1], noise[0].shape[-1] * CALL)

@@ -1,5 +1,7 @@
 """Rows to groups and back, and rounding to bf16 in a stated direction."""
 
+import math
+
 import torch
 
 LARGEST = 2.0**125
@@ -22,9 +24,18 @@ def bf16_ceil_positive(x: torch.Tensor) -> torch.Tensor:
     return ((x.view(torch.int32) + 0xFFFF) & _HIGH_HALF).view(torch.float32)
 
 
+def reciprocal(levels: float) -> float:
+    """Largest fp32 ≤ 1/levels, so that `levels·s·reciprocal(levels)` never rounds up past a bf16 s."""
+    mantissa, exponent = math.frexp(1 / levels)
+    return math.ldexp(math.floor(mantissa * 2**24), exponent - 24)
+
+
 def scale_for(span: torch.Tensor, levels: float) -> torch.Tensor:
-    """Smallest normal bf16 s ≥ 0 with levels·s ≥ span, as fp32; 0 only for span 0."""
-    return torch.where(span > 0, bf16_ceil_positive(span / levels).clamp_min(SMALLEST_SCALE), 0.0)
+    """Smallest normal bf16 s ≥ 0 with levels·s ≥ span but for fp32 rounding, as fp32; 0 only for span 0.
+
+    A product, not a quotient: a GPU's exact division is a subroutine.
+    """
+    return torch.where(span > 0, bf16_ceil_positive(span * reciprocal(levels)).clamp_min(SMALLEST_SCALE), 0.0)
 
 
 def inverse(scale: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,17 @@
 
 The key is (salt, the group's metadata word) and the counter (group index low, group index high, k, 0), so the noise
 depends on nothing but the tensor's name, its data and the place in it: it is the same on every rank, in a replay and
-for any launch geometry, and the user's random stream is not touched. One call yields 16 bytes for 16 elements: with G
-elements per group, element e uses call k = e mod (G/16) and byte e // (G/16). No byte serves twice, because that would
+for any launch geometry, and the user's random stream is not touched. One call yields 16 bytes for 16 elements: call k
+serves elements 8k … 8k+7 of each half of the group, the first half with bytes 0 … 7. A GPU thread reads eight
+neighbours at once, so that no byte has to leave the thread that drew it. No byte serves twice, because that would
 multiply the variance of dot products.
 """
 
 import torch
 
 ROUNDS = 7
-SLICES = 16
-"""Bytes per Philox call, hence slices per group: slice s holds elements s·G/16 … (s+1)·G/16 - 1."""
+CALL = 16
+"""Bytes per Philox call, hence elements that it serves."""
 
 _LOW = 0xFFFFFFFF
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -59,7 +60,7 @@ def group_index(word: torch.Tensor) -> torch.Tensor:
 def words(
     salt: int | torch.Tensor, word: torch.Tensor, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Four int32 tensors `[*lead, groups, group/16]`; byte b of tensor w, lowest first, is for slice 4·w + b.
+    """Four int32 tensors `[*lead, groups, group/16]`: bytes 4w … 4w+3, lowest first, of each call are tensor w's.
 
     Args:
         salt: names the tensor, as an int or a 0-dimensional int64 tensor; its low 32 bits count.
@@ -68,6 +69,6 @@ def words(
     """
     index = group_index(word)[..., None]
     # The mask changes no value; it keeps Inductor from folding a multiplication into the arange, with an int32 step.
-    call = torch.arange(group // SLICES, dtype=torch.int64, device=word.device) & _LOW
+    call = torch.arange(group // CALL, dtype=torch.int64, device=word.device) & _LOW
     w0, w1, w2, w3 = philox((salt & _LOW, word[..., None].to(torch.int64)), (index & _LOW, index >> 32, call))
     return w0.to(torch.int32), w1.to(torch.int32), w2.to(torch.int32), w3.to(torch.int32)

@@ -33,13 +33,18 @@ def test_pack_and_unpack(bits: int, group: int) -> None:
 
 @WIDTHS
 @GROUPS
-def test_dithered_packing_adds_byte_s_to_slice_s(bits: int, group: int) -> None:
+def test_dithered_packing_adds_each_element_its_byte(bits: int, group: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     fixed = torch.randint(0, (2**bits - 1) * 256 + 1, (2, 3, group), dtype=torch.int32, generator=generator)
     words = noise.words(3, torch.arange(6, dtype=torch.int32).reshape(2, 3), group)
-    added = torch.stack([(word >> shift) & 0xFF for word in words for shift in (0, 8, 16, 24)], -2)
-    codes = (fixed + added.reshape(fixed.shape)) >> 8
+    added = torch.empty_like(fixed)
+    for e in range(group):
+        call, byte = e % (group // 2) // 8, 8 * (e // (group // 2)) + e % 8
+        added[..., e] = (words[byte // 4][..., call] >> (8 * (byte % 4))) & 0xFF
+    codes = (fixed + added) >> 8
     assert torch.equal(bitpack.pack_dithered(fixed, words, bits), half_split(codes, bits))
+    for compact in (False, True):
+        assert torch.equal(bitpack.spread(words, compact=compact), added)
 
 
 @WIDTHS

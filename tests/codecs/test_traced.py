@@ -66,5 +66,5 @@ def test_graphs_stay_small(bits: int) -> None:
     for rounding in ("stochastic", "nearest"):
         codec = codecs.make("affine", bits=bits, rounding=rounding)
         sizes[rounding] = graph_sizes(codec, x)
-    assert sizes["stochastic"][0] <= 250 and sizes["nearest"][0] <= 60
+    assert sizes["stochastic"][0] <= 190 and sizes["nearest"][0] <= 64
     assert max(decode for _, decode in sizes.values()) <= 17

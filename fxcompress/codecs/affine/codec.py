@@ -8,7 +8,7 @@ import torch
 from fxcompress.codecs.affine import reference
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
-from fxcompress.codecs.noise import SLICES
+from fxcompress.codecs.noise import CALL
 from fxcompress.errors import OptionError
 
 Rounding = Literal["stochastic", "nearest"]
@@ -42,8 +42,8 @@ class Affine:
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS:
             raise OptionError(f"affine: bits is {self.bits!r}; choose one of {WIDTHS}")
-        if not isinstance(self.group, int) or self.group < 0 or self.group % SLICES:
-            raise OptionError(f"affine: group is {self.group!r}; choose a multiple of {SLICES}, or 0 for the default")
+        if not isinstance(self.group, int) or self.group < 0 or self.group % CALL:
+            raise OptionError(f"affine: group is {self.group!r}; choose a multiple of {CALL}, or 0 for the default")
         if self.rounding not in get_args(Rounding):
             raise OptionError(f"affine: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
         if self.zero_preserving and self.bits < 2:

@@ -32,7 +32,9 @@ def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tenso
         int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
     """
     scale = scale_for(top - zero, levels)
-    word = scale.view(torch.int32) | ((zero.view(torch.int32) >> 16) & 0xFFFF)
+    # Whether a minimum over zeros of both signs is -0 depends on the order of evaluation.
+    low = torch.where(zero == 0, 0, (zero.view(torch.int32) >> 16) & 0xFFFF)
+    word = scale.view(torch.int32) | low
     finite = (zero >= -LARGEST) & (top <= LARGEST)
     return torch.where(finite, word, _NAN_SCALE)
 

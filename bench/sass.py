@@ -1,0 +1,215 @@
+"""Static counts of every Triton kernel's machine code, without a GPU: `python -m bench.sass [--json] [--arch 90]`.
+
+Triton compiles for a stated architecture, the disassembler that it bundles lists the instructions. The kernels' code is
+straight, so that the static count is the dynamic one: instructions per element are those of one thread times threads
+over the elements of one program. Nothing here is a time.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fxcompress.codecs.affine import Affine, kernel, launch
+from fxcompress.codecs.valueset import Valueset
+from fxcompress.codecs.valueset import kernel as mask_kernel
+from fxcompress.codecs.valueset import launch as mask_launch
+from fxcompress.codecs.valueset.reference import BLOCK
+
+ARCHS = (80, 90)
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kernel of one codec for one input.
+
+    Attributes:
+        side: "encode" or "decode".
+        codec: the configuration.
+        dtype: of the uncompressed tensor.
+        vector: rows are multiples of 8 elements, aligned to 16 bytes.
+        ragged: rows end inside a group.
+    """
+
+    side: str
+    codec: Affine | Valueset
+    dtype: torch.dtype
+    vector: bool = True
+    ragged: bool = False
+
+    @property
+    def label(self) -> str:
+        """The case in one line."""
+        rows = ("" if self.vector else " unaligned") + (" ragged" if self.ragged else "")
+        name = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.codec, Valueset):
+            return f"{self.side} mask {name}{rows}"
+        kind = f"{self.codec.bits}b G{self.codec.group} {self.codec.rounding}"
+        return f"{self.side} {kind}{' zero-preserving' if self.codec.zero_preserving else ''} {name}{rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one compiled kernel consists of.
+
+    Attributes:
+        label, arch: which case, and the compute capability times ten.
+        per_element: instructions that a thread issues per element, averaged.
+        registers: per thread.
+        spills: LDL and STL instructions.
+        barriers: BAR instructions.
+        shared: LDS and STS instructions.
+        shuffles: SHFL instructions.
+        load_bits, store_bits: widest access to global memory.
+        branches: jumps other than the final one; 0 means that the counts are exact.
+    """
+
+    label: str
+    arch: int
+    per_element: float
+    registers: int
+    spills: int
+    barriers: int
+    shared: int
+    shuffles: int
+    load_bits: int
+    store_bits: int
+    branches: int
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel × dtype × bits × rounding × zero-preserving for full rows, and ragged ones at 2 bits."""
+    for dtype in launch.DTYPES:
+        for bits in (1, 2, 4, 8):
+            for zero_preserving in (False, True)[: 1 + (bits > 1)]:
+                for rounding in ("stochastic", "nearest"):
+                    yield Case("encode", Affine(bits, 0, rounding, zero_preserving), dtype)
+                yield Case("decode", Affine(bits, 0, "stochastic", zero_preserving), dtype)
+        for side in ("encode", "decode"):
+            yield Case(side, Affine(2), dtype, ragged=True)
+            yield Case(side, Affine(2), dtype, vector=False, ragged=True)
+    for side in ("encode", "decode"):
+        yield Case(side, Valueset(), torch.bool)
+
+
+def compile_kernel(
+    function: Any, parameters: dict[str, str], constants: dict[str, object], arch: int, warps: int
+) -> bytes:
+    """The cubin of a `@triton.jit` function; `parameters` are Triton types by name, pointers aligned to 16 bytes."""
+    pointers = [i for i, kind in enumerate(parameters.values()) if kind.startswith("*")]
+    source = ASTSource(
+        fn=function,
+        signature={**parameters, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in pointers},
+    )
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    cubin: bytes = compiled.asm["cubin"]
+    return cubin
+
+
+def measure(case: Case, arch: int) -> Counts:
+    """Compile one case and count."""
+    function, parameters, constants, warps, elements = _program(case)
+    cubin = compile_kernel(function, parameters, constants, arch, warps)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _run("cuobjdump", "-res-usage", str(path))
+        listing = _run("nvdisasm", "-c", str(path))
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers, usage
+    opcodes = [opcode for opcode in _INSTRUCTION.findall(listing) if opcode != "NOP"]
+    count = Counter(opcode.partition(".")[0] for opcode in opcodes)
+    return Counts(
+        label=case.label,
+        arch=arch,
+        per_element=round(len(opcodes) * warps * 32 / elements, 2),
+        registers=int(registers[1]),
+        spills=count["LDL"] + count["STL"],
+        barriers=count["BAR"],
+        shared=count["LDS"] + count["STS"],
+        shuffles=count["SHFL"],
+        load_bits=_widest(opcodes, "LDG"),
+        store_bits=_widest(opcodes, "STG"),
+        branches=count["BRA"] + count["CALL"] - 1,
+    )
+
+
+def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
+    """Function, parameters, constants, warps and elements of one program."""
+    pointer = _POINTERS[case.dtype]
+    if isinstance(case.codec, Valueset):
+        parts = (
+            {"x_ptr": pointer, "bits_ptr": "*u8"} if case.side == "encode" else {"bits_ptr": "*u8", "y_ptr": pointer}
+        )
+        constants: dict[str, object] = {"TILE": mask_launch.TILE}
+        function = getattr(mask_kernel, case.side)
+        return function, {**parts, "n_blocks": "i32"}, constants, launch.WARPS, mask_launch.TILE * BLOCK
+    if case.side == "encode":
+        constants = launch.encode_constants(case.codec, case.ragged, case.vector)
+        parts = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32"}
+        parameters = {**parts, "n_groups": "i32", "cols": "i32", "salt": "i32"}
+    else:
+        constants = launch.decode_constants(case.codec, case.ragged, case.vector)
+        parts = {"codes_ptr": "*u8", "word_ptr": "*i32", "y_ptr": pointer}
+        parameters = {**parts, "n_groups": "i32", "cols": "i32"}
+    elements = int(str(constants["TILE"])) * case.codec.group
+    return getattr(kernel, case.side), parameters, constants, launch.WARPS, elements
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _widest(opcodes: Sequence[str], kind: str) -> int:
+    widths = [0]
+    for opcode in opcodes:
+        name, *suffixes = opcode.split(".")
+        if name == kind:
+            stated = [int(suffix.lstrip("US")) for suffix in suffixes if suffix.lstrip("US").isdigit()]
+            widths.append(stated[0] if stated else 32)
+    return max(widths)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table, or one JSON line per kernel."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sass", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHS, help="default: both")
+    parser.add_argument("--only", default="", help="cases whose label contains this text")
+    options = parser.parse_args(argv)
+    wanted = [case for case in cases() if options.only in case.label]
+    counts = (measure(case, arch) for arch in options.arch or ARCHS for case in wanted)
+    if options.json:
+        for row in counts:
+            print(json.dumps({"triton": triton.__version__, **asdict(row)}), flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Triton {triton.__version__}")
+    for name in ("kernel", "sm", "instr/elt", "regs", "spills", "BAR", "LDS+STS", "SHFL", "load", "store", "branches"):
+        table.add_column(name, justify="left" if name == "kernel" else "right", no_wrap=True)
+    for row in counts:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in asdict(row).values()))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

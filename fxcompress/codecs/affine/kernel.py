@@ -1,0 +1,250 @@
+"""Affine group quantization in Triton: one read, one write, bit for bit what `reference` computes. Needs only Triton.
+
+A thread reads runs of eight neighbours (`runs`) and owns whole Philox calls, so that only the group's minimum and
+maximum cross threads: units u and u + UNITS/2 share their calls, and the units of one byte are UNITS·bits/8 apart (the
+half-split of `bitpack`). Four codes travel in one 32-bit word, in memory order, from the noise to the store.
+
+Every product that feeds an addition is exact or explicitly fused, so that no contraction can change a bit.
+"""
+
+import triton
+import triton.language as tl
+
+from fxcompress.codecs.runs import load_run, philox, rows, store_run
+
+_LARGEST = tl.constexpr(2.0**125)
+_SMALLEST_SCALE = tl.constexpr(2.0**-126)
+_NAN_WORD = tl.constexpr(0x7FC00000)
+_FIXED = tl.constexpr(0x4B000000)
+_INTEGER = tl.constexpr(0x4F000000)
+
+
+@triton.jit
+def _nan_max(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _min(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def _inverse(scale):
+    """fp32 1/scale rounded to nearest for a normal bf16 scale, 0 for scale 0: three Newton steps on the mantissa.
+
+    The first fifteen bits of the second step multiply exactly; 2⁻³¹ carries the result over the one midpoint that the
+    steps, which come from below, fall short of. All 128 mantissas are tested.
+    """
+    bits = scale.to(tl.int32, bitcast=True)
+    significand = (bits & 0x007F0000) | 0x3F800000
+    m = significand.to(tl.float32, bitcast=True)
+    r = (0x7EF10000 - significand).to(tl.float32, bitcast=True)
+    r = tl.fma(r, tl.fma(-m, r, 1.0), r)
+    r = tl.fma(r, tl.fma(-m, r, 1.0), r)
+    r = (r.to(tl.int32, bitcast=True) & -256).to(tl.float32, bitcast=True)
+    r = tl.fma(r, tl.fma(-m, r, 1.0) + 2.0**-31, r)
+    wanted = r.to(tl.int32, bitcast=True) + significand - bits
+    return tl.where(scale > 0, wanted, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _key(x, ZERO_PRESERVING: tl.constexpr):
+    """What is smallest for the value that the zero comes from; bits - 1 puts zeros and negatives above all others."""
+    return x.to(tl.uint32, bitcast=True) - 1 if ZERO_PRESERVING else x
+
+
+@triton.jit
+def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr):
+    """`[TILE, 1]` lowest key and fp32 largest value → (word, zero, 1/scale), as `reference.make_word`."""
+    if ZERO_PRESERVING:
+        floor = ((low + 1) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        zero = tl.where(low >= 0x7F800000, 0.0, tl.maximum(floor, _SMALLEST_SCALE))
+    else:
+        bits = low.to(tl.int32, bitcast=True)
+        zero = ((bits + ((bits >> 31) & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
+        # Not a no-op: it turns -0 into +0.
+        zero = tl.where(zero == 0.0, 0.0, zero)
+    span = high - zero
+    scale = (((span * RECIPROCAL).to(tl.int32, bitcast=True) + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
+    scale = tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), 0.0)
+    finite = (zero >= -_LARGEST) & (high <= _LARGEST)
+    zero = tl.where(finite, zero, 0.0)
+    word = scale.to(tl.int32, bitcast=True) | ((zero.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)
+    return tl.where(finite, word, _NAN_WORD), zero, _inverse(tl.where(finite, scale, 0.0))
+
+
+@triton.jit
+def _code(x, zero, inverse, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+    """uint32: `_FIXED` plus the code in 1/256, or `_INTEGER` plus the rounded code."""
+    steps = (x - zero) * inverse
+    if ZERO_PRESERVING:
+        # The maximum also sends NaN to the lowest positive code.
+        steps = tl.where(x <= 0, 0.0, tl.maximum(steps, 0.0) + 1.0)
+    # 2³¹ + 256·steps rounds where 2²³ + steps does; a plain addition might be contracted with the product before.
+    return tl.fma(steps, 256.0, 2.0**23 if STOCHASTIC else 2.0**31).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _four(
+    x0, x1, x2, x3, noise, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
+):
+    """Codes of four neighbours as the bytes of a uint32, lowest first, plus `_excess`."""
+    a = _code(x0, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
+    b = _code(x1, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
+    c = _code(x2, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
+    d = _code(x3, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
+    if not STOCHASTIC:
+        return a + b * 0x100 + c * 0x10000 + d * 0x1000000
+    # Two codes of 16 bits per word, the high one with `_FIXED` of the low one on top.
+    even = a + c * 0x10000 + (noise & 0x00FF00FF)
+    odd = b + d * 0x10000 + ((noise >> 8) & 0x00FF00FF)
+    if BITS == 8:
+        even -= _FIXED
+        odd -= _FIXED
+    return ((even >> 8) & 0x00FF00FF) | (odd & 0xFF00FF00)
+
+
+@triton.jit
+def _excess(first, BITS: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Minus what `_four` leaves in the words of half a byte, as the start of their sum."""
+    merged: tl.constexpr = 1 if BITS == 8 else 15 // (2**BITS - 1)
+    excess: tl.constexpr = (0x4B4B0000 if BITS < 8 else 0) if STOCHASTIC else 0x4F000000
+    return tl.full(first.shape, -(excess * merged) & 0xFFFFFFFF, tl.uint32)
+
+
+@triton.jit
+def _unit(
+    x, noise0, noise1, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
+):
+    """Codes of a run of eight, as two words."""
+    first = _four(x[0], x[1], x[2], x[3], noise0, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+    return first, _four(x[4], x[5], x[6], x[7], noise1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+
+
+@triton.jit(do_not_specialize=["n_groups", "salt"])
+def encode(
+    x_ptr,
+    codes_ptr,
+    word_ptr,
+    n_groups,
+    cols,
+    salt,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ZERO_PRESERVING: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    LANES: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Quantize rows of `cols` elements, contiguous, into `n_groups` < 2³¹ groups in all.
+
+    codes uint8 `[n_groups, GROUP·BITS/8]`, aligned to 16 bytes; word int32 `[n_groups]`. RECIPROCAL is
+    `groups.reciprocal(levels)`, VECTOR that rows are multiples of 8 elements aligned to 16 bytes, RAGGED that they are
+    not multiples of GROUP.
+    """
+    UNITS: tl.constexpr = GROUP // (8 * LANES)
+    RUNS: tl.constexpr = UNITS * BITS // 8
+    HALF: tl.constexpr = UNITS // 2
+    base = tl.program_id(0) * TILE
+    offset, column, end = rows(base, n_groups, cols, TILE, GROUP, VECTOR, RAGGED)
+    last = tl.load(x_ptr + offset + (end - 1)).to(tl.float32) if RAGGED else 0.0
+    x = ()
+    for u in tl.static_range(UNITS):
+        x += (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
+
+    low = _key(x[0][0], ZERO_PRESERVING)
+    high = x[0][0]
+    for u in tl.static_range(UNITS):
+        for i in tl.static_range(8):
+            low = tl.minimum(low, _key(x[u][i], ZERO_PRESERVING))
+            high = _nan_max(high, x[u][i])
+    low = tl.reduce(low, 1, _min, keep_dims=True)
+    high = tl.reduce(high, 1, _nan_max, keep_dims=True)
+    word, zero, inverse = _metadata(low, high, ZERO_PRESERVING, RECIPROCAL)
+
+    g = tl.arange(0, TILE)[:, None]
+    live = g < n_groups - base
+    tl.store(word_ptr + base + g, word, mask=live)
+    key0 = tl.full((TILE, LANES), salt, tl.int32).to(tl.uint32, bitcast=True)
+    key1 = tl.broadcast_to(word.to(tl.uint32, bitcast=True), (TILE, LANES))
+    index = tl.broadcast_to((base + g).to(tl.uint32), (TILE, LANES))
+    lane = tl.broadcast_to(tl.arange(0, LANES)[None, :], (TILE, LANES)).to(tl.uint32)
+    out_ptr = codes_ptr.to(tl.pointer_type(tl.uint32)) + base.to(tl.int64) * (GROUP * BITS // 32)
+    out_ptr += g * (GROUP * BITS // 32) + tl.arange(0, 2 * LANES)[None, :]
+    for r in tl.static_range(RUNS if BITS < 8 else HALF):
+        start = _excess(index, BITS, STOCHASTIC)
+        first0, first1, second0, second1 = start, start, start, start
+        for p in tl.static_range(HALF // RUNS if BITS < 8 else 1):
+            if STOCHASTIC:
+                n0, n1, n2, n3 = philox(key0, key1, index, lane + (p * RUNS + r) * LANES)
+            else:
+                n0, n1, n2, n3 = index, index, index, index
+            a, b = _unit(x[p * RUNS + r], n0, n1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            first0 += a * (1 << p * BITS)
+            first1 += b * (1 << p * BITS)
+            a, b = _unit(x[HALF + p * RUNS + r], n2, n3, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            second0 += a * (1 << p * BITS)
+            second1 += b * (1 << p * BITS)
+        if BITS < 8:
+            first0 += second0 * 16
+            first1 += second1 * 16
+        else:
+            out = tl.reshape(tl.join(second0, second1), (TILE, 2 * LANES))
+            tl.store(out_ptr + (HALF + r) * 2 * LANES, out, mask=live)
+        out = tl.reshape(tl.join(first0, first1), (TILE, 2 * LANES))
+        tl.store(out_ptr + r * 2 * LANES, out, mask=live)
+
+
+@triton.jit
+def _decoded(codes, shift: tl.constexpr, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+    """fp32 value of the code that stands in `codes`, `_FIXED` plus 16 bits, from bit `shift` on."""
+    # The code is masked in place and brought down by an exact product, which costs no more than subtracting 2²³.
+    placed = codes & (0xFF000000 | ((2**BITS - 1) << shift))
+    first: tl.constexpr = 1 if ZERO_PRESERVING else 0
+    steps = tl.fma(placed.to(tl.float32, bitcast=True), 2.0**-shift, -(2.0 ** (23 - shift)) - first)
+    value = tl.fma(steps, scale, zero)
+    return tl.where(steps < 0, 0.0, value) if ZERO_PRESERVING else value
+
+
+@triton.jit(do_not_specialize=["n_groups"])
+def decode(
+    codes_ptr,
+    word_ptr,
+    y_ptr,
+    n_groups,
+    cols,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO_PRESERVING: tl.constexpr,
+    LANES: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Inverse of `encode`, into contiguous rows of `cols` elements."""
+    UNITS: tl.constexpr = GROUP // (8 * LANES)
+    RUNS: tl.constexpr = UNITS * BITS // 8
+    base = tl.program_id(0) * TILE
+    offset, column, end = rows(base, n_groups, cols, TILE, GROUP, VECTOR, RAGGED)
+    g = tl.arange(0, TILE)[:, None]
+    live = g < n_groups - base
+    g = tl.minimum(g, n_groups - 1 - base)
+    word = tl.load(word_ptr + base + g)
+    scale = tl.broadcast_to((word & -65536).to(tl.float32, bitcast=True), (TILE, LANES))
+    zero = tl.broadcast_to((word << 16).to(tl.float32, bitcast=True), (TILE, LANES))
+    in_ptr = codes_ptr.to(tl.pointer_type(tl.uint32)) + base.to(tl.int64) * (GROUP * BITS // 32)
+    in_ptr += g * (GROUP * BITS // 32) + tl.arange(0, 2 * LANES)[None, :]
+    for r in tl.static_range(RUNS):
+        w0, w1 = tl.split(tl.reshape(tl.load(in_ptr + r * 2 * LANES), (TILE, LANES, 2)))
+        halves = (w0 & 0xFFFF | _FIXED, w0 >> 16 | _FIXED, w1 & 0xFFFF | _FIXED, w1 >> 16 | _FIXED)
+        for p in tl.static_range(8 // BITS):
+            y = ()
+            for h in tl.static_range(4):
+                for i in tl.static_range(2):
+                    y += (_decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
+            at = column + (p * RUNS + r) * 8 * LANES
+            store_run(y_ptr + offset, y, at, end, live, TILE, LANES, VECTOR)

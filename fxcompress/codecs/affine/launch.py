@@ -1,0 +1,93 @@
+"""Launches of the affine kernels: which codecs and tensors they take, and the constants of each."""
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from fxcompress.codecs.affine import kernel
+from fxcompress.codecs.affine.codec import Affine
+from fxcompress.codecs.groups import reciprocal
+from fxcompress.codecs.lowering import Launch, signed
+from fxcompress.codecs.runs import RUN, lanes
+from fxcompress.errors import OptionError
+
+WARPS = 4
+"""Triton's default; a graph node could not carry another number."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Elements of one group per thread. Encoding, all of them share the cost of the metadata; decoding, two threads side by
+# side fill the 32-byte sectors that they write.
+_ENCODE_MOST = 64
+_DECODE_MOST = 32
+
+
+def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
+    """Why the kernels cannot do what `codec` does, or empty."""
+    if dtype not in DTYPES:
+        return f"the affine kernels take fp32, bf16 and fp16, not {dtype}"
+    if not lanes(codec.bits, codec.group, _ENCODE_MOST):
+        return f"the affine kernels take groups of a power of two from {max(16, 64 // codec.bits)} to 2048"
+    return ""
+
+
+def encode(codec: Affine, x: torch.Tensor, salt: int) -> Launch:
+    """`[*lead, cols]` → (codes, word)."""
+    x = x.contiguous()
+    *lead, cols = x.shape
+    codes, word = (x.new_empty((*lead, *field.shape), dtype=field.dtype) for field in codec.fields(cols, x.dtype))
+    aligned = cols % RUN == 0 and statically_known_true(x.storage_offset() * x.itemsize % 16 == 0)
+    return Launch(
+        kernel=kernel.encode,
+        programs=_programs(codec, word.numel(), _ENCODE_MOST),
+        inputs={"x_ptr": x},
+        outputs={"codes_ptr": codes, "word_ptr": word},
+        numbers={"n_groups": word.numel(), "cols": cols, "salt": signed(salt)},
+        constants=encode_constants(codec, cols % codec.group != 0, aligned),
+    )
+
+
+def decode(codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype) -> Launch:
+    """(codes, word) → `[*lead, cols]` of `dtype`."""
+    codes, word = (part.contiguous() for part in parts)
+    y = codes.new_empty((*word.shape[:-1], cols), dtype=dtype)
+    return Launch(
+        kernel=kernel.decode,
+        programs=_programs(codec, word.numel(), _DECODE_MOST),
+        inputs={"codes_ptr": codes, "word_ptr": word},
+        outputs={"y_ptr": y},
+        numbers={"n_groups": word.numel(), "cols": cols},
+        constants=decode_constants(codec, cols % codec.group != 0, cols % RUN == 0),
+    )
+
+
+def encode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
+    """Compile-time parameters of the encode kernel."""
+    steps = 2**codec.bits - (2 if codec.zero_preserving else 1)
+    return {
+        **_constants(codec, ragged, vector, _ENCODE_MOST),
+        "STOCHASTIC": codec.rounding == "stochastic",
+        "RECIPROCAL": reciprocal(steps),
+    }
+
+
+def decode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
+    """Compile-time parameters of the decode kernel."""
+    return _constants(codec, ragged, vector, _DECODE_MOST)
+
+
+def _constants(codec: Affine, ragged: bool, vector: bool, most: int) -> dict[str, object]:
+    shared = lanes(codec.bits, codec.group, most)
+    return {
+        "BITS": codec.bits,
+        "GROUP": codec.group,
+        "ZERO_PRESERVING": codec.zero_preserving,
+        "LANES": shared,
+        "TILE": WARPS * 32 // shared,
+        "VECTOR": vector,
+        "RAGGED": ragged,
+    }
+
+
+def _programs(codec: Affine, groups: int, most: int) -> int:
+    if isinstance(groups, int) and groups >= 2**31:
+        raise OptionError(f"affine: {groups} groups in one tensor; the kernels count them in 31 bits")
+    tile = WARPS * 32 // lanes(codec.bits, codec.group, most)
+    return (groups + tile - 1) // tile

@@ -1,0 +1,130 @@
+"""Codecs as hand-written Triton kernels: which there are, running one on tensors, tracing one into a graph.
+
+    kernels = find(codec, cols, dtype)                  # None: use the codec's ATen
+    parts = kernels.encode(rows, salt)                  # runs, or becomes one node under make_fx
+    rows = kernels.decode(parts, cols, dtype)
+
+Results are those of `codec.encode` and `codec.decode`, bit for bit, except for the codes of groups that hold NaN or
+Inf, which decode alike. Triton is imported by `find`, and only for a codec that has kernels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxcompress import compat
+from fxcompress.codecs.base import Codec
+
+_MODULES = MappingProxyType(
+    {"affine": "fxcompress.codecs.affine.launch", "valueset": "fxcompress.codecs.valueset.launch"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel call, not yet made.
+
+    Attributes:
+        kernel: a `@triton.jit` function.
+        programs: size of the one-dimensional grid, int or SymInt.
+        inputs: tensors by parameter name, read only.
+        outputs: tensors by parameter name, whose content the kernel defines.
+        numbers: run-time integers by parameter name, int or SymInt.
+        constants: compile-time parameters by name.
+    """
+
+    kernel: Any
+    programs: Any
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    numbers: dict[str, Any]
+    constants: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The two kernels of a codec.
+
+    Attributes:
+        encode: contiguous `[*lead, cols]` and the salt, an int → payload as `codec.fields` states.
+        decode: payload, cols, dtype → `[*lead, cols]`.
+    """
+
+    encode: Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]
+    decode: Callable[[tuple[torch.Tensor, ...], int, torch.dtype], torch.Tensor]
+
+
+def find(codec: Codec, cols: int, dtype: torch.dtype) -> Kernels | None:
+    """The kernels that store rows of `cols` elements of `dtype` as `codec` does, if there are any."""
+    if codec.name not in _MODULES:
+        return None
+    module = import_module(_MODULES[codec.name])
+    if module.refuse(codec, cols, dtype):
+        return None
+
+    def encode(rows: torch.Tensor, salt: int) -> tuple[torch.Tensor, ...]:
+        return perform(module.encode(codec, rows, salt))
+
+    def decode(parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype) -> torch.Tensor:
+        (rows,) = perform(module.decode(codec, parts, cols, dtype))
+        return rows
+
+    return Kernels(encode, decode)
+
+
+def perform(launch: Launch) -> tuple[torch.Tensor, ...]:
+    """Run the kernel and return its outputs in order; under make_fx, record it as one node instead."""
+    if compat.is_tracing():
+        return compat.triton_node(
+            launch.kernel, launch.programs, launch.inputs, launch.outputs, launch.numbers, launch.constants
+        )
+    launch.kernel[(launch.programs,)](**launch.inputs, **launch.outputs, **launch.numbers, **launch.constants)
+    return tuple(launch.outputs.values())
+
+
+def trace(
+    kernels: Kernels, rows: torch.Tensor, decompositions: object | None = None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Encode and decode as graphs of one kernel node each.
+
+    Args:
+        kernels: from `find`, for the cols and dtype of `rows`.
+        rows: `[*lead, cols]`, best a fake tensor; its values are not read.
+        decompositions: table under which the allocation of the outputs is traced.
+
+    Returns:
+        Graphs rows → (parts…) and (parts…) → (rows,). Give the first its salt by `set_salt`.
+    """
+
+    def encode(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return kernels.encode(rows, 0)
+
+    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (kernels.decode(parts, rows.shape[-1], rows.dtype),)
+
+    how: dict[str, Any] = {"tracing_mode": "fake", "decomposition_table": decompositions}
+    with torch.no_grad():
+        packed = make_fx(encode, **how)(rows)
+        (output,) = packed.graph.find_nodes(op="output")
+        parts = [part.meta["val"] for part in output.args[0]]
+        return packed, make_fx(decode, **how)(*parts)
+
+
+def set_salt(gm: fx.GraphModule, salt: int) -> None:
+    """Name the tensor in the noise of every encode kernel in `gm`; kernels without noise are left as they are."""
+    for node in compat.triton_nodes(gm.graph):
+        arguments: Any = node.kwargs["kwargs"]
+        if "salt" in arguments:
+            node.update_kwarg("kwargs", {**arguments, "salt": signed(salt)})
+    gm.recompile()
+
+
+def signed(salt: int) -> int:
+    """The low 32 bits as an int32, so that every salt has one type in a kernel's signature."""
+    return (salt + 2**31) % 2**32 - 2**31

@@ -1,0 +1,166 @@
+"""The Triton kernels against the reference, bit for bit, under Triton's interpreter. Run by test_kernels.py.
+
+The interpreter must be chosen before the kernels are imported: these tests need a process of their own.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from fxcompress import codecs
+from fxcompress.codecs import lowering
+from fxcompress.codecs.affine import Affine, kernel
+from fxcompress.codecs.base import Codec
+from fxcompress.codecs.groups import LARGEST, bf16_floor, inverse
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CODECS = [
+    Affine(bits=bits, rounding=rounding, zero_preserving=zero_preserving)
+    for bits, rounding, zero_preserving in itertools.product((1, 2, 4, 8), ("stochastic", "nearest"), (False, True))
+    if bits > 1 or not zero_preserving
+]
+GROUPS = [Affine(bits=2, group=32), Affine(bits=8, group=16), Affine(bits=1, group=256), Affine(bits=4, group=512)]
+
+
+def kernels(codec: Codec, cols: int, dtype: torch.dtype) -> lowering.Kernels:
+    found = lowering.find(codec, cols, dtype)
+    assert found is not None
+    return found
+
+
+def same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Equal shape, dtype and bits, but for the payload of NaN."""
+    if one.is_floating_point() and not torch.equal(one.isnan(), two.isnan()):
+        return False
+    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one.nan_to_num(7), two.nan_to_num(7))
+
+
+def stored(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the interpreter of Triton 3.9 stores for fp32 `y`: it truncates to bf16, where a GPU rounds."""
+    if dtype == torch.bfloat16:
+        y = (y.view(torch.int32) & -65536).view(torch.float32)
+    return y.to(dtype)
+
+
+def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
+    cols = x.shape[-1]
+    ours = kernels(codec, cols, x.dtype)
+    codes, word = ours.encode(x, salt)
+    wanted_codes, wanted_word = codec.encode(x, salt)
+    assert torch.equal(word, wanted_word)
+    finite = word != 0x7FC00000
+    assert torch.equal(codes[finite], wanted_codes[finite])
+    wide = codec.decode((wanted_codes, word), cols, torch.float32)
+    if x.dtype == torch.bfloat16:
+        assert same(ours.decode((codes, word), cols, torch.float32), wide)
+    clamped = wide.clamp(-65504, 65504) if x.dtype == torch.float16 else wide
+    # The interpreter also turns denormal bf16 into other numbers.
+    normal = (wide == 0) | (wide.abs() >= 2.0**-126) | wide.isnan() | (x.dtype != torch.bfloat16)
+    y = ours.decode((codes, word), cols, x.dtype)
+    assert same(y[normal], stored(clamped, x.dtype)[normal])
+
+
+def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine) -> torch.Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
+    return (x.relu() if codec.zero_preserving else x).to(dtype)
+
+
+def awkward(codec: Affine, dtype: torch.dtype) -> torch.Tensor:
+    """`[22, 2·group]`: each row but the first has something special in its second group."""
+    group = codec.group
+    tiny = torch.finfo(dtype).smallest_normal
+    x = gaussian((22, 2 * group), torch.float32, codec)
+    half = x[:, group:]
+    for row, value in enumerate((0.0, -0.0, 1.0, 0.3359375, 65280.0, math.nan, math.inf, 1e30, -math.nan), 1):
+        half[row] = value
+    for row, value in enumerate((math.nan, math.inf, -math.inf, 6e4, 2.0**126, -LARGEST), 10):
+        half[row, group // 3] = abs(value) if codec.zero_preserving else value
+    half[16] *= tiny
+    half[17] *= tiny / 16
+    half[18] = torch.arange(group) % 2 * -0.0
+    half[19] = torch.arange(group) / 7
+    half[20] += 1000
+    half[21, 1:] = 0
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_awkward_values(codec: Affine, dtype: torch.dtype) -> None:
+    check(codec, awkward(codec, dtype))
+
+
+@pytest.mark.parametrize(("index", "codec"), list(enumerate(CODECS)), ids=str)
+@pytest.mark.parametrize("cols", [(63, 1000), (65, 1)], ids=str)
+def test_odd_sizes(codec: Affine, index: int, cols: tuple[int, int]) -> None:
+    check(codec, gaussian((3, cols[index % 2]), FLOATS[index % 3], codec))
+
+
+@pytest.mark.parametrize("codec", GROUPS, ids=str)
+def test_groups(codec: Affine) -> None:
+    for dtype, cols in ((torch.bfloat16, 2 * codec.group), (torch.float32, codec.group + 8)):
+        check(codec, gaussian((2, cols), dtype, codec))
+
+
+@pytest.mark.parametrize("salt", [0, 1, 2**31 + 5, 2**32 - 1, 2**40 + 3])
+def test_salts(salt: int) -> None:
+    check(Affine(bits=2), gaussian((2, 128), torch.bfloat16, CODECS[0]), salt)
+
+
+@pytest.mark.parametrize("cols", [64, 72])
+def test_groups_beyond_the_first_program(cols: int) -> None:
+    check(Affine(bits=2), gaussian((140, cols), torch.bfloat16, CODECS[0]))
+
+
+def test_rows_that_start_at_an_odd_element() -> None:
+    x = gaussian((1, 257), torch.bfloat16, CODECS[0])[:, 1:]
+    assert x.is_contiguous() and x.data_ptr() % 4
+    check(Affine(bits=2), x)
+
+
+def test_lead_dimensions_and_strides() -> None:
+    x = gaussian((2, 128, 3), torch.float32, CODECS[0]).transpose(1, 2)
+    check(Affine(bits=4), x)
+
+
+@triton.jit
+def invert(scale_ptr, out_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(out_ptr + at, kernel._inverse(tl.load(scale_ptr + at)))
+
+
+def test_the_inverse_is_correctly_rounded_for_every_scale() -> None:
+    bits = torch.arange(2**15, dtype=torch.int32) << 16
+    scale = bits.view(torch.float32)
+    usable = (scale >= 2.0**-126) & (scale <= 2.0**126) & (bf16_floor(scale) == scale) | (scale == 0)
+    scale = torch.where(usable, scale, 0.0)
+    out = torch.empty_like(scale)
+    invert[(1,)](scale, out, SIZE=2**15)
+    assert torch.equal(out, inverse(scale)) and usable.sum() > 32000
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 2, 128), (130, 64)])
+def test_masks(shape: tuple[int, ...]) -> None:
+    codec = codecs.make("valueset")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) > 0
+    ours = kernels(codec, shape[-1], torch.bool)
+    (bits,) = ours.encode(x, 0)
+    assert same(bits, codec.encode(x, 0)[0])
+    assert same(ours.decode((bits,), shape[-1], torch.bool), x)
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype"), [(Affine(bits=2), torch.float32), (codecs.make("valueset"), torch.bool)], ids=str
+)
+def test_traced_graphs_compute_what_they_were_traced_from(codec: Codec, dtype: torch.dtype) -> None:
+    x = (torch.randn(3, 128, generator=torch.Generator().manual_seed(2)) * 2).to(dtype)
+    encode, decode = lowering.trace(kernels(codec, 128, dtype), x)
+    lowering.set_salt(encode, 77)
+    parts = encode(x)
+    for one, two in zip(parts, codec.encode(x, 77), strict=True):
+        assert same(one, two)
+    assert same(decode(*parts)[0], codec.decode(parts, 128, dtype))

@@ -1,0 +1,51 @@
+"""Machine code of the kernels for GPUs that are not here: what it costs per element, and that nothing spills."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench.sass import ARCHS, Case, Counts, cases, measure
+from fxcompress.codecs.affine import Affine
+from fxcompress.codecs.valueset import Valueset
+
+BAR = {"encode": 12.0, "decode": 7.0}
+"""Instructions per element at 2 bits, groups of 64, stochastic rounding, bf16."""
+REPRESENTATIVE = [
+    Case("encode", Affine(8), torch.bfloat16),
+    Case("encode", Affine(4, zero_preserving=True), torch.float32),
+    Case("encode", Affine(2), torch.float16, vector=False, ragged=True),
+    Case("decode", Affine(4, zero_preserving=True), torch.float32),
+    Case("decode", Affine(8), torch.float16, ragged=True),
+    Case("encode", Valueset(), torch.bool),
+    Case("decode", Valueset(), torch.bool),
+]
+
+
+def check(counts: Counts, case: Case) -> None:
+    assert counts.spills == 0 and counts.barriers <= 2, counts
+    assert counts.branches <= 1, counts
+    if case.vector:
+        # Half a warp's codes of 8 bytes each are a full line: only the uncompressed side needs the widest access.
+        assert (counts.load_bits if case.side == "encode" else counts.store_bits) == 128, counts
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("side", ["encode", "decode"])
+def test_the_bar(side: str, arch: int) -> None:
+    case = Case(side, Affine(2), torch.bfloat16)
+    counts = measure(case, arch)
+    check(counts, case)
+    assert counts.per_element <= BAR[side], counts
+
+
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=lambda case: case.label)
+def test_no_spills_few_barriers_wide_access(case: Case) -> None:
+    check(measure(case, 90), case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+def test_every_kernel(case: Case, arch: int) -> None:
+    check(measure(case, arch), case)
