@@ -12,13 +12,13 @@ Read-only. The reasons are for the report.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
 from fxcompress.passes.demand import shrinks
-from fxcompress.passes.ops import MOVES, REDUCTIONS, op_name
+from fxcompress.passes.ops import MOVES, REDUCTIONS, is_predicate, op_name
 
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")
 _RANDOM_AGAIN = ("run_with_rng_state", "graphsafe_run_with_rng_state")
@@ -29,9 +29,14 @@ _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "
 _DOMAIN = {"sqrt": 0, "log1p": 0}
 _JUMPING = "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward"
 _DIVERGING = "acos asin acosh atanh tan erfinv logit logit_backward digamma lgamma polygamma atan2"
+_INVERTING = (
+    "linalg_lu_solve linalg_solve_triangular triangular_solve cholesky_solve linalg_inv_ex linalg_ldl_solve "
+    "_linalg_solve_ex lu_solve cholesky_inverse linalg_pinv"
+)
+"""Solve with a matrix that an error can make singular."""
 _LOSSES = "binary_cross_entropy_backward multi_margin_loss_backward multilabel_margin_loss_backward _ctc_loss_backward"
 _PLACES = "grid_sampler_2d_backward grid_sampler_3d_backward _cdist_backward _pdist_backward"
-_ALWAYS = frozenset(" ".join((_JUMPING, _DIVERGING, _LOSSES, _PLACES)).split())
+_ALWAYS = frozenset(" ".join((_JUMPING, _DIVERGING, _INVERTING, _LOSSES, _PLACES)).split())
 _POSITIVE = frozenset(["exp", "exp2", "cosh", "sigmoid", "softplus"])
 _NONNEGATIVE = _POSITIVE | frozenset(["abs", "relu", "square", "sqrt", "var", "norm", "linalg_vector_norm", "_softmax"])
 _KEEP_SIGN = MOVES | frozenset(["sum", "mean", "amax", "amin", "prod"])
@@ -61,15 +66,16 @@ def find_hazards(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.No
         reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
         if not reached:
             continue
-        for arg, reason in _hazards(node, set(behind)):
+        for arg, reason in _hazards(node, behind):
             for name in behind.get(arg, frozenset()):
                 found.setdefault(name, reason)
-        if node not in gradients:
+        # What a predicate is asked of, it is asked exactly: it is saved, or its source is exact.
+        if node not in gradients and not is_predicate(node):
             behind[node] = reached
     return found
 
 
-def _hazards(node: fx.Node, lossy: set[fx.Node]) -> list[tuple[fx.Node, str]]:
+def _hazards(node: fx.Node, lossy: Container[fx.Node]) -> list[tuple[fx.Node, str]]:
     """Arguments of `node` that must not be lossy, each with the reason."""
     name = op_name(node)
     if _is_unknown(node):
