@@ -47,7 +47,7 @@ def test_where_the_code_stands_does_not_matter(plan: Plan, field: str) -> None:
 
 def test_the_first_of_several_differences_is_named(plan: Plan) -> None:
     changed = [replace(tensor, dtype="float16") for tensor in saved(plan)]
-    with pytest.raises(PlanError, match="decision 0 .*: dtype is 'float32' in the plan and 'float16' in the graph"):
+    with pytest.raises(PlanError, match=r"decision 0 .*: dtype is 'float32' in the plan and 'float16' in the graph"):
         match(plan.graphs[0], changed, "here")
 
 
