@@ -98,7 +98,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
     stats = {pair.bw for pair in pairs if is_statistic(pair.fw)}
-    logs = {pair.bw for pair in pairs if op_name(pair.fw) in ("log", "logsumexp")}
+    logs = {pair.bw for pair in pairs if op_name(_unmoved(pair.fw)) in ("log", "logsumexp")}
     results = {}
     for pair in pairs:
         known = values.get(pair.fw)
@@ -163,13 +163,20 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or (name == "sub" and any(arg in logs for arg in user.all_input_nodes))
+            uses.logits = uses.logits or (name == "sub" and any(_unmoved(arg) in logs for arg in user.all_input_nodes))
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
         elif name != "where":
             uses.leaf_only = uses.leaf_only and _is_leaf_product(node, user, finishing)
     return uses
+
+
+def _unmoved(node: fx.Node) -> fx.Node:
+    """The node whose elements `node` holds, moved or cast at most."""
+    while op_name(node) in MOVES and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _only_moved(source: fx.Node, node: fx.Node) -> bool:
@@ -200,11 +207,11 @@ def is_statistic(node: fx.Node) -> bool:
             return bool(node.args[1] != 0)
         if "norm" in op_name(source):
             return bool(node.args[1] != 0)
-        return op_name(source) in ("var_mean", "std_mean") and _shrinks(source, node)
+        return op_name(source) in ("var_mean", "std_mean") and shrinks(source, node)
     if op_name(node) in ("_log_softmax", "log_softmax"):
         return True
     if op_name(node) in REDUCTIONS:
-        return node.op == "call_function" and bool(node.all_input_nodes) and _shrinks(node, node)
+        return node.op == "call_function" and bool(node.all_input_nodes) and shrinks(node, node)
     inputs = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
     same = [arg for arg in inputs if _numel(arg) == _numel(node)]
     return (
@@ -215,7 +222,8 @@ def is_statistic(node: fx.Node) -> bool:
     )
 
 
-def _shrinks(reduction: fx.Node, result: fx.Node) -> bool:
+def shrinks(reduction: fx.Node, result: fx.Node) -> bool:
+    """Whether each element of `result` is made of eight elements of the reduction's input or more."""
     return _numel(result) * 8 <= max((_numel(arg) for arg in reduction.all_input_nodes), default=0)
 
 

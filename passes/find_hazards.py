@@ -4,7 +4,7 @@
 
 - a pole or the edge of a domain (division, logarithm, root, inverse function): a code that decodes to 0 where the value
   was 0.01 makes an Inf out of a good gradient. A divisor that stays away from zero whatever the source (`1 + exp(x)`,
-  `variance + eps`) is no pole;
+  `variance + eps`) is no pole; an eps alone is one (`abs(x) + 1e-7`), for a single element may decode to zero;
 - a derivative that jumps inside one operator, so that no predicate of it can be saved;
 - an operator of which nothing is known: custom operators, higher-order operators, user kernels.
 
@@ -12,12 +12,13 @@ Read-only. The reasons are for the report.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from fxcompress.passes.ops import MOVES, op_name
+from fxcompress.passes.demand import shrinks
+from fxcompress.passes.ops import MOVES, REDUCTIONS, is_predicate, op_name
 
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")
 _RANDOM_AGAIN = ("run_with_rng_state", "graphsafe_run_with_rng_state")
@@ -28,13 +29,24 @@ _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "
 _DOMAIN = {"sqrt": 0, "log1p": 0}
 _JUMPING = "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward"
 _DIVERGING = "acos asin acosh atanh tan erfinv logit logit_backward digamma lgamma polygamma atan2"
+_INVERTING = (
+    "linalg_lu_solve linalg_solve_triangular triangular_solve cholesky_solve linalg_inv_ex linalg_ldl_solve "
+    "_linalg_solve_ex lu_solve cholesky_inverse linalg_pinv"
+)
+"""Solve with a matrix that an error can make singular."""
 _LOSSES = "binary_cross_entropy_backward multi_margin_loss_backward multilabel_margin_loss_backward _ctc_loss_backward"
 _PLACES = "grid_sampler_2d_backward grid_sampler_3d_backward _cdist_backward _pdist_backward"
-_ALWAYS = frozenset(" ".join((_JUMPING, _DIVERGING, _LOSSES, _PLACES)).split())
+_ALWAYS = frozenset(" ".join((_JUMPING, _DIVERGING, _INVERTING, _LOSSES, _PLACES)).split())
 _POSITIVE = frozenset(["exp", "exp2", "cosh", "sigmoid", "softplus"])
 _NONNEGATIVE = _POSITIVE | frozenset(["abs", "relu", "square", "sqrt", "var", "norm", "linalg_vector_norm", "_softmax"])
 _KEEP_SIGN = MOVES | frozenset(["sum", "mean", "amax", "amin", "prod"])
 _DEPTH = 24
+_MARGIN = 0.5
+"""A constant from here on keeps a sum of pointwise values away from zero; an eps below does not."""
+_STEADY = _POSITIVE | frozenset(["_softmax"])
+"""An error of the argument changes the result by a factor, however small it is."""
+_CONSTANTS = ("full", "full_like", "scalar_tensor")
+_POINTWISE = MOVES | frozenset("sqrt mul add div pow abs clamp_min clamp maximum".split())
 _SUPPORT = _KEEP_SIGN | frozenset(["sqrt", "rsqrt", "reciprocal"])
 
 
@@ -54,15 +66,16 @@ def find_hazards(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.No
         reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
         if not reached:
             continue
-        for arg, reason in _hazards(node, set(behind)):
+        for arg, reason in _hazards(node, behind):
             for name in behind.get(arg, frozenset()):
                 found.setdefault(name, reason)
-        if node not in gradients:
+        # What a predicate is asked of, it is asked exactly: it is saved, or its source is exact.
+        if node not in gradients and not is_predicate(node):
             behind[node] = reached
     return found
 
 
-def _hazards(node: fx.Node, lossy: set[fx.Node]) -> list[tuple[fx.Node, str]]:
+def _hazards(node: fx.Node, lossy: Container[fx.Node]) -> list[tuple[fx.Node, str]]:
     """Arguments of `node` that must not be lossy, each with the reason."""
     name = op_name(node)
     if _is_unknown(node):
@@ -113,22 +126,42 @@ def is_positive(node: fx.Node, depth: int = 0) -> bool:
         return False
     if name in _POSITIVE:
         return True
-    if name in ("full", "full_like", "scalar_tensor"):
+    if name in _CONSTANTS:
         return _number(args[-1]) > 0
     if name == "add":
         return _sum_positive(args, depth)
     if name in ("clamp_min", "clamp", "maximum"):
-        return any(_positive(arg, depth) for arg in args[1:2])
+        return len(args) > 1 and _keeps_away(args[1], args[0], depth)
     if name in ("mul", "div"):
         return all(_positive(arg, depth) for arg in args[:2])
     return name in _SUPPORT and all(is_positive(arg, depth + 1) for arg in node.all_input_nodes)
 
 
 def _sum_positive(args: tuple[object, ...], depth: int) -> bool:
-    left, right = args[:2]
-    if _positive(left, depth):
-        return _nonnegative(right, depth)
-    return _positive(right, depth) and _nonnegative(left, depth)
+    pairs = (args[:2], args[1::-1])
+    return any(_keeps_away(bound, rest, depth) and _nonnegative(rest, depth) for bound, rest in pairs)
+
+
+def _keeps_away(bound: object, rest: object, depth: int) -> bool:
+    """Whether a value no smaller than `bound`, and else made of `rest`, is far from zero beside the error of `rest`."""
+    if not _positive(bound, depth):
+        return False
+    value = bound.args[-1] if isinstance(bound, fx.Node) and op_name(bound) in _CONSTANTS else bound
+    return isinstance(value, fx.Node) or _number(value) >= _MARGIN or is_steady(rest, depth + 1)
+
+
+def is_steady(arg: object, depth: int = 0) -> bool:
+    """Whether no error of a single element can bring `arg` near zero: a reduction of many, or a factor of its own."""
+    if not isinstance(arg, fx.Node):
+        return True
+    source = arg.args[0] if arg.target is operator.getitem else arg
+    if arg.op != "call_function" or not isinstance(source, fx.Node) or depth > _DEPTH:
+        return False
+    if op_name(source) in REDUCTIONS - {"amin", "min", "prod"} or op_name(source) == "linalg_vector_norm":
+        return shrinks(source, arg)
+    inputs = arg.all_input_nodes
+    pointwise = op_name(arg) in _POINTWISE and all(is_steady(node, depth + 1) for node in inputs)
+    return op_name(arg) in _STEADY or (pointwise and bool(inputs))
 
 
 def is_nonnegative(node: fx.Node, depth: int = 0) -> bool:

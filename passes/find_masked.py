@@ -12,7 +12,8 @@ from torch import fx
 from fxcompress.passes.ops import MOVES, is_attention, is_view, op_name
 
 _CARRY = MOVES | frozenset(
-    "add sub mul div neg where masked_fill maximum minimum index index_select select_scatter".split()
+    "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
+    "index_put scatter triu tril roll".split()
 )
 _EXTREME = 1e30
 

@@ -68,3 +68,9 @@ def is_attention(node: fx.Node) -> bool:
 
 def is_view(node: fx.Node) -> bool:
     return node.op == "call_function" and (op_name(node) in VIEWS or node.target is operator.getitem)
+
+
+def is_predicate(node: fx.Node) -> bool:
+    """Discontinuous with a finite result, or bool: what can be saved exactly in bits."""
+    val = node.meta.get("val")
+    return op_name(node) in PREDICATES or (isinstance(val, torch.Tensor) and val.dtype is torch.bool)

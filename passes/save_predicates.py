@@ -15,9 +15,10 @@ from torch import fx
 
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
+from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
-from fxcompress.passes.ops import JUMPS, PREDICATES, op_name
+from fxcompress.passes.ops import JUMPS, is_predicate, op_name
 from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, last_of, refresh_values
 
 _aten = torch.ops.aten
@@ -115,7 +116,7 @@ def mask_only(bw: fx.GraphModule, pairs: list[SavedPair]) -> set[fx.Node]:
                 for user in stack.pop().users:
                     if user.op == "output" or user in gradients:
                         only = False
-                    elif not _is_predicate(user):
+                    elif not is_predicate(user):
                         stack.append(user)
             if only:
                 found.add(pair.bw)
@@ -145,7 +146,9 @@ def save_predicates(
     pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
     only = superfluous(fw, bw, pairs, num_fwd_outputs)
     sources = {pair.bw for pair in pairs if pair.bw.name in lossy} | only
-    exact = find_hazards(bw, sources - only, gradient_nodes(bw, {pair.bw for pair in pairs}))
+    gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
+    exact = find_hazards(bw, sources - only, gradients)
+    exact = find_amplified(bw, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
     table = _table(fw)
@@ -161,11 +164,6 @@ def save_predicates(
         masks.append(_replace(fw, bw, node, twin, num_fwd_outputs))
     dropped = drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
     return Saved(tuple(masks), tuple(pair.bw.name for pair in dropped), tuple(sorted(exact.items())))
-
-
-def _is_predicate(node: fx.Node) -> bool:
-    val = node.meta.get("val")
-    return op_name(node) in PREDICATES or (isinstance(val, torch.Tensor) and val.dtype is torch.bool)
 
 
 def _is_jump(node: fx.Node) -> bool:
@@ -193,10 +191,10 @@ def _asked(
             continue
         if not any(arg in tainted for arg in node.all_input_nodes):
             continue
-        if _is_jump(node) or _is_predicate(node):
+        if _is_jump(node) or is_predicate(node):
             if op_name(node) in COMPARES_ZERO and node.args[1:] == (0,) and node.args[0] in zero_exact:
                 continue
-            if _is_jump(node) or any(user in gradients or not _is_predicate(user) for user in node.users):
+            if _is_jump(node) or any(user in gradients or not is_predicate(user) for user in node.users):
                 found.append(node)
             if _is_jump(node):
                 continue

@@ -1,0 +1,140 @@
+"""Values with extreme entries by construction, against the entries of really executed values."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.ops import op_name
+from fxcompress.testing_graphs import Pair, capture, node_values
+from fxcompress.testing_programs import Program, programs
+
+SEARCH = settings(deadline=None, max_examples=8, derandomize=True)
+
+
+def hidden() -> torch.Tensor:
+    return torch.ones(8, 8, dtype=torch.bool).triu(1)
+
+
+def additive(low: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(8, 8, dtype=dtype).masked_fill(hidden(), low)
+
+
+MASKS = {
+    "filled": lambda s: s.masked_fill(hidden(), -torch.inf),
+    "where": lambda s: torch.where(hidden(), -torch.inf, s),
+    "lowest": lambda s: s.masked_fill(hidden(), torch.finfo(torch.float32).min),
+    "-1e38": lambda s: torch.where(hidden(), -1e38, s),
+    "made": lambda s: s + torch.full((8, 8), -torch.inf).triu(1),
+    "chosen": lambda s: s + torch.where(hidden(), -torch.inf, 0.0),
+}
+MOVES = {
+    "nothing": lambda s: s,
+    "halved": lambda s: s * 0.5,
+    "transposed": lambda s: s.transpose(0, 1).contiguous().transpose(0, 1),
+    "shifted": lambda s: s - 1.5,
+    "doubled": lambda s: torch.cat([s, s]),
+    "lower half": lambda s: s.tril(2),
+    "rolled": lambda s: s.roll(1, 0),
+    "gathered": lambda s: s.gather(1, torch.arange(s.shape[1]).expand(s.shape)),
+    "repeated": lambda s: s.repeat(3, 1),
+    "selected": lambda s: s[torch.tensor([1, 3, 5])],
+    "padded": lambda s: F.pad(s, (0, 0, 1, 1)),
+    "larger": lambda s: torch.minimum(s, s.sin().detach().nan_to_num()),
+}
+
+
+def extreme(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool((value.abs() >= 1e30).any())
+
+
+def extremes(pair: Pair) -> set[str]:
+    values = node_values(pair.fw, pair.inputs)
+    return {node.name for node, value in values.items() if node.op == "call_function" and extreme(value)}
+
+
+def found(pair: Pair) -> set[str]:
+    names = {node.name for node in find_masked(pair.fw)}
+    assert names == {node.name for node in find_masked(pair.fw)}, "a second look finds something else"
+    return names
+
+
+def scores() -> torch.Tensor:
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+
+@SEARCH
+@given(st.sampled_from(sorted(MASKS)), st.lists(st.sampled_from(sorted(MOVES)), max_size=3, unique=True))
+def test_every_executed_extreme_is_found(mask: str, moves: list[str]) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        s = MASKS[mask](x.sin() * 3)
+        for move in moves:
+            s = MOVES[move](s)
+        return s.softmax(-1)
+
+    pair = capture(function, (scores(),), "default")
+    assert extremes(pair) and extremes(pair) <= found(pair)
+
+
+@pytest.mark.parametrize(
+    "mask, move", [*((mask, "nothing") for mask in MASKS), *(("filled", move) for move in MOVES if move != "nothing")]
+)
+def test_each_mask_through_each_move(mask: str, move: str) -> None:
+    pair = capture(lambda x: MOVES[move](MASKS[mask](x.sin() * 3)).softmax(-1), (scores(),), "default")
+    assert extremes(pair) <= found(pair)
+
+
+@SEARCH
+@given(programs())
+def test_ordinary_programs_hold_none(program: Program) -> None:
+    pair = capture(program, program.inputs(), program.partition)
+    assert found(pair) == set() == extremes(pair)
+
+
+def test_a_callers_mask_is_found_where_a_softmax_reads_the_sum() -> None:
+    """Its values are not known when compiling; a softmax of a sum with a caller's tensor is what masks look like."""
+    mask = additive(-torch.inf)
+    pair = capture(lambda x, m: (x.sin() + m.view(1, 8, 8)).softmax(-1), (scores(), mask), "default")
+    assert extremes(pair) and extremes(pair) - {"view"} <= found(pair)
+    pair = capture(lambda x, m: (x.sin() + m).exp(), (scores(), mask), "default")
+    assert "add" not in found(pair)
+
+
+def test_a_bias_of_the_model_is_no_mask() -> None:
+    pair = capture(lambda x, b: (x.sin() + b.sin()).softmax(-1), (scores(), scores()), "default")
+    assert found(pair) == set()
+
+
+@pytest.mark.parametrize("low, expected", [(-65504.0, True), (-1e4, False), (-torch.inf, True)])
+def test_the_end_of_half_precision_is_extreme(low: float, expected: bool) -> None:
+    x = scores().detach().half().requires_grad_()
+    pair = capture(lambda x: (x * 2).masked_fill(hidden(), low).exp(), (x,), "default")
+    assert bool(found(pair)) == expected
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e9, -1e29])
+def test_what_is_large_and_not_extreme_is_ordinary(low: float) -> None:
+    pair = capture(lambda x: (x * 2).masked_fill(hidden(), low).exp(), (scores(),), "default")
+    assert found(pair) == set() == extremes(pair)
+
+
+def test_additive_masks_of_fused_attention_are_found_and_operands_are_not() -> None:
+    heads = [torch.randn(1, 2, 8, 8, requires_grad=True) for _ in range(3)]
+    bias = torch.randn(1, 2, 8, 8, requires_grad=True)
+
+    def attend(q, k, v, bias):
+        return F.scaled_dot_product_attention(q * 2, k * 2, v * 2, attn_mask=bias.sin())
+
+    pair = capture(attend, (*heads, bias), "default")
+    nodes = find_masked(pair.fw)
+    assert {op_name(node) for node in nodes} <= {"sin", "expand", "constant_pad_nd", "slice", "view", "add"}
+    products = {op_name(node) for node in pair.fw.graph.nodes}
+    assert nodes or not any("attention" in name for name in products)
+
+
+def test_attention_without_a_mask_has_none() -> None:
+    heads = [torch.randn(1, 2, 8, 8, requires_grad=True) for _ in range(3)]
+    pair = capture(lambda *h: F.scaled_dot_product_attention(*(t * 2 for t in h), is_causal=True), heads, "default")
+    assert not {op_name(node) for node in find_masked(pair.fw)} & {"mul"}
