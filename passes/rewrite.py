@@ -94,6 +94,9 @@ def _trace(
 
 
 def _clean(gm: fx.GraphModule) -> fx.GraphModule:
+    """Without dead code and without the aliases that tracing puts behind reinterpreted bits: nodes cost time."""
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
     gm.graph.eliminate_dead_code()
     return gm
 

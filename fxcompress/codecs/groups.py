@@ -6,22 +6,18 @@ import torch
 
 LARGEST = 2.0**125
 """A larger magnitude counts as non-finite: beyond it max - min, the decode or 1/scale leaves fp32's normal range."""
-SMALLEST_SCALE = 2.0**-126
-"""Smallest normal fp32, so that 1/scale is finite."""
+SMALLEST_SCALE_BITS = 0x00800000
+"""2⁻¹²⁶, the smallest normal fp32, so that 1/scale is finite."""
 _HIGH_HALF = -65536
 _FLOAT16_LARGEST = 65504.0
 
 
-def bf16_floor(x: torch.Tensor) -> torch.Tensor:
-    """Largest bf16 ≤ x, as fp32; NaN comes back as anything."""
-    bits = x.view(torch.int32)
+def floor_bits(x: torch.Tensor) -> torch.Tensor:
+    """int32 bits of the largest bf16 ≤ x, as fp32; anything for NaN. Zero is +0."""
+    # The order of evaluation decides whether a minimum over zeros of both signs is -0; adding 0 makes it +0.
+    bits = (x + 0.0).view(torch.int32)
     # A negative number grows in magnitude when rounded down: carry its low half into the part kept.
-    return ((bits + ((bits >> 31) & 0xFFFF)) & _HIGH_HALF).view(torch.float32)
-
-
-def bf16_ceil_positive(x: torch.Tensor) -> torch.Tensor:
-    """Smallest bf16 ≥ x for x ≥ 0, as fp32; NaN comes back as anything."""
-    return ((x.view(torch.int32) + 0xFFFF) & _HIGH_HALF).view(torch.float32)
+    return (bits + ((bits >> 31) & 0xFFFF)) & _HIGH_HALF
 
 
 def reciprocal(levels: float) -> float:
@@ -30,17 +26,13 @@ def reciprocal(levels: float) -> float:
     return math.ldexp(math.floor(mantissa * 2**24), exponent - 24)
 
 
-def scale_for(span: torch.Tensor, levels: float) -> torch.Tensor:
-    """Smallest normal bf16 s ≥ 0 with levels·s ≥ span but for fp32 rounding, as fp32; 0 only for span 0.
+def scale_bits(span: torch.Tensor, levels: float) -> torch.Tensor:
+    """int32 bits of the smallest normal bf16 s with levels·s ≥ span ≥ 0, but for fp32 rounding; anything for NaN.
 
-    A product, not a quotient: a GPU's exact division is a subroutine.
+    A product, not a quotient: a GPU's exact division is a subroutine. Positive floats compare as their bits do.
     """
-    return torch.where(span > 0, bf16_ceil_positive(span * reciprocal(levels)).clamp_min(SMALLEST_SCALE), 0.0)
-
-
-def inverse(scale: torch.Tensor) -> torch.Tensor:
-    """1/scale, and 0 where scale is 0 or NaN."""
-    return torch.where(scale > 0, 1.0 / scale, 0.0)
+    ceiling = ((span * reciprocal(levels)).view(torch.int32) + 0xFFFF) & _HIGH_HALF
+    return ceiling.clamp_min(SMALLEST_SCALE_BITS)
 
 
 def to_groups(x: torch.Tensor, group: int) -> torch.Tensor:

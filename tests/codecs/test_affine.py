@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxcompress.codecs.affine import Affine, reference
-from fxcompress.codecs.groups import LARGEST, bf16_ceil_positive, bf16_floor
+from fxcompress.codecs.groups import LARGEST, floor_bits, scale_bits
 from fxcompress.errors import OptionError
 
 ANY = st.floats(-LARGEST, LARGEST, width=32)
@@ -61,12 +61,14 @@ def test_zero_preserving_keeps_its_predicate_among_non_finite_values() -> None:
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_directed_rounding_to_bf16(value: float) -> None:
     x = torch.tensor(value, dtype=torch.float32)
-    below = bf16_floor(x)
+    below = floor_bits(x).view(torch.float32)
     assert below <= x and below.to(torch.bfloat16).float() == below
     exact = x.to(torch.bfloat16).float() == x
     assert not exact or below == x
-    above = bf16_ceil_positive(x.abs())
-    assert above >= x.abs() and (above == x.abs() or bf16_floor(x.abs()) < x.abs())
+    above = scale_bits(x.abs(), 1).view(torch.float32)
+    normal = x.abs().clamp_min(2.0**-126)
+    assert above >= normal and (above == normal or floor_bits(normal).view(torch.float32) < normal)
+    assert above.to(torch.bfloat16).float() == above
 
 
 def test_the_ragged_tail_repeats_the_last_element() -> None:
@@ -154,5 +156,6 @@ def test_the_default_group_is_the_one_of_the_width() -> None:
 
 
 def test_a_group_that_is_not_finite_has_a_nan_scale() -> None:
-    word = reference.make_word(torch.tensor([0.0, -torch.inf, 0.0]), torch.tensor([torch.nan, 0.0, torch.inf]), 3)
+    zero_bits = floor_bits(torch.tensor([0.0, -torch.inf, 0.0]))
+    word, _, _ = reference.metadata(zero_bits, torch.tensor([torch.nan, 0.0, torch.inf]), 3)
     assert reference.read_word(word)[0].isnan().all()

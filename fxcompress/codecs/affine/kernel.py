@@ -67,7 +67,7 @@ def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr
         zero = tl.where(zero == 0.0, 0.0, zero)
     span = high - zero
     scale = (((span * RECIPROCAL).to(tl.int32, bitcast=True) + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
-    scale = tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), 0.0)
+    scale = tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), _SMALLEST_SCALE)
     finite = (zero >= -_LARGEST) & (high <= _LARGEST)
     zero = tl.where(finite, zero, 0.0)
     word = scale.to(tl.int32, bitcast=True) | ((zero.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)

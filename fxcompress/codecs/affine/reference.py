@@ -14,29 +14,32 @@ import math
 import torch
 
 from fxcompress.codecs import bitpack, noise
-from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE, bf16_floor, inverse, scale_for, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, scale_bits, to_groups, to_rows
 
 _HIGH_HALF = -65536
 _NAN_SCALE = 0x7FC00000
+_INFINITY = 0x7F800000
 
 
-def make_word(zero: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
-    """Pack the groups' metadata.
+def metadata(
+    zero_bits: torch.Tensor, top: torch.Tensor, levels: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Word, zero and 1/scale of each group.
 
     Args:
-        zero: fp32 `[*lead, groups]`, bf16 values at or below the group's minimum.
+        zero_bits: int32 `[*lead, groups]`, bits of a bf16 value at or below the group's minimum, as fp32.
         top: fp32 `[*lead, groups]`, the group's maximum; NaN if the group holds one.
         levels: number of steps from zero to top.
 
     Returns:
-        int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
+        word: int32 `[*lead, groups]`, bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
+        zero, 1/scale: fp32 `[*lead, groups, 1]`; anything for a group that is not finite.
     """
-    scale = scale_for(top - zero, levels)
-    # Whether a minimum over zeros of both signs is -0 depends on the order of evaluation.
-    low = torch.where(zero == 0, 0, (zero.view(torch.int32) >> 16) & 0xFFFF)
-    word = scale.view(torch.int32) | low
+    zero = zero_bits.view(torch.float32)
+    scale = scale_bits(top - zero, levels)
     finite = (zero >= -LARGEST) & (top <= LARGEST)
-    return torch.where(finite, word, _NAN_SCALE)
+    word = torch.where(finite, scale | ((zero_bits >> 16) & 0xFFFF), _NAN_SCALE)
+    return word, zero[..., None], scale.view(torch.float32).reciprocal()[..., None]
 
 
 def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,9 +63,8 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    word = make_word(bf16_floor(values.amin(-1)), values.amax(-1), 2**bits - 1)
-    scale, zero = read_word(word)
-    return _pack((values - zero) * inverse(scale), word, bits, salt), word
+    word, zero, inverse = metadata(floor_bits(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    return _pack((values - zero) * inverse, word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -81,12 +83,11 @@ def encode_zero_preserving(
     grouped = to_groups(x, group)
     positive = ~(grouped <= 0)
     values = grouped.to(torch.float32)
-    lowest = bf16_floor(torch.where(positive, values, math.inf).amin(-1))
+    lowest = floor_bits(torch.where(positive, values, math.inf).amin(-1))
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
-    zero = torch.where(lowest == math.inf, 0.0, lowest.clamp_min(SMALLEST_SCALE))
-    word = make_word(zero, values.amax(-1), 2**bits - 2)
-    scale, zero = read_word(word)
-    steps = (values - zero) * inverse(scale)
+    zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
+    word, zero, inverse = metadata(zero_bits, values.amax(-1), 2**bits - 2)
+    steps = (values - zero) * inverse
     # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
     codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
     return _pack(codes, word, bits, salt), word

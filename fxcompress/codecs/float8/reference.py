@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from fxcompress.codecs.groups import LARGEST, inverse, scale_for, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, scale_bits, to_groups, to_rows
 
 
 def encode(x: torch.Tensor, code: torch.dtype, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,8 +23,9 @@ def encode(x: torch.Tensor, code: torch.dtype, group: int) -> tuple[torch.Tensor
     """
     values = to_groups(x, group).to(torch.float32)
     largest = values.abs().amax(-1)
-    scale = torch.where(largest <= LARGEST, scale_for(largest, torch.finfo(code).max), math.nan)
-    return (values * inverse(scale)[..., None]).to(code), scale.to(torch.bfloat16)
+    bits = scale_bits(largest, torch.finfo(code).max)
+    scale = torch.where(largest <= LARGEST, bits.view(torch.float32), math.nan)
+    return (values * scale.reciprocal()[..., None]).to(code), scale.to(torch.bfloat16)
 
 
 def decode(codes: torch.Tensor, scale: torch.Tensor, cols: int, dtype: torch.dtype) -> torch.Tensor:
