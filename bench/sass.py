@@ -75,7 +75,7 @@ class Counts:
         shared: LDS and STS instructions.
         shuffles: SHFL instructions.
         load_bits, store_bits: widest access to global memory.
-        branches: jumps other than the final one; 0 means that the counts are exact.
+        branches: jumps and calls other than the final self-loop; masked stores may be skipped by one.
     """
 
     label: str

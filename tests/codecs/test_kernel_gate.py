@@ -24,9 +24,10 @@ REPRESENTATIVE = [
 
 def check(counts: Counts, case: Case) -> None:
     assert counts.spills == 0 and counts.barriers <= 2, counts
-    assert counts.branches <= 1, counts
+    # ptxas skips a few masked stores by a jump; more would mean code that is not straight, or a subroutine.
+    assert counts.branches <= 4, counts
     if case.vector:
-        # Half a warp's codes of 8 bytes each are a full line: only the uncompressed side needs the widest access.
+        # Sixteen threads' codes of 8 bytes fill a line: only the uncompressed side needs the widest access.
         assert (counts.load_bits if case.side == "encode" else counts.store_bits) == 128, counts
 
 

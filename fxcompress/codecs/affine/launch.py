@@ -17,6 +17,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # side fill the 32-byte sectors that they write.
 _ENCODE_MOST = 64
 _DECODE_MOST = 32
+# Stores of single elements by several threads per group go through shared memory in Triton 3.6.
+_DECODE_MOST_UNALIGNED = 256
 
 
 def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
@@ -34,13 +36,14 @@ def encode(codec: Affine, x: torch.Tensor, salt: int) -> Launch:
     *lead, cols = x.shape
     codes, word = (x.new_empty((*lead, *field.shape), dtype=field.dtype) for field in codec.fields(cols, x.dtype))
     aligned = cols % RUN == 0 and statically_known_true(x.storage_offset() * x.itemsize % 16 == 0)
+    constants = encode_constants(codec, cols % codec.group != 0, aligned)
     return Launch(
         kernel=kernel.encode,
-        programs=_programs(codec, word.numel(), _ENCODE_MOST),
+        programs=_programs(word.numel(), constants),
         inputs={"x_ptr": x},
         outputs={"codes_ptr": codes, "word_ptr": word},
         numbers={"n_groups": word.numel(), "cols": cols, "salt": signed(salt)},
-        constants=encode_constants(codec, cols % codec.group != 0, aligned),
+        constants=constants,
     )
 
 
@@ -48,13 +51,14 @@ def decode(codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: tor
     """(codes, word) → `[*lead, cols]` of `dtype`."""
     codes, word = (part.contiguous() for part in parts)
     y = codes.new_empty((*word.shape[:-1], cols), dtype=dtype)
+    constants = decode_constants(codec, cols % codec.group != 0, cols % RUN == 0)
     return Launch(
         kernel=kernel.decode,
-        programs=_programs(codec, word.numel(), _DECODE_MOST),
+        programs=_programs(word.numel(), constants),
         inputs={"codes_ptr": codes, "word_ptr": word},
         outputs={"y_ptr": y},
         numbers={"n_groups": word.numel(), "cols": cols},
-        constants=decode_constants(codec, cols % codec.group != 0, cols % RUN == 0),
+        constants=constants,
     )
 
 
@@ -70,7 +74,7 @@ def encode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, obj
 
 def decode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
     """Compile-time parameters of the decode kernel."""
-    return _constants(codec, ragged, vector, _DECODE_MOST)
+    return _constants(codec, ragged, vector, _DECODE_MOST if vector else _DECODE_MOST_UNALIGNED)
 
 
 def _constants(codec: Affine, ragged: bool, vector: bool, most: int) -> dict[str, object]:
@@ -86,8 +90,8 @@ def _constants(codec: Affine, ragged: bool, vector: bool, most: int) -> dict[str
     }
 
 
-def _programs(codec: Affine, groups: int, most: int) -> int:
+def _programs(groups: int, constants: dict[str, object]) -> int:
     if isinstance(groups, int) and groups >= 2**31:
         raise OptionError(f"affine: {groups} groups in one tensor; the kernels count them in 31 bits")
-    tile = WARPS * 32 // lanes(codec.bits, codec.group, most)
+    tile = int(str(constants["TILE"]))
     return (groups + tile - 1) // tile
