@@ -157,5 +157,5 @@ def test_the_default_group_is_the_one_of_the_width() -> None:
 
 def test_a_group_that_is_not_finite_has_a_nan_scale() -> None:
     zero_bits = floor_bits(torch.tensor([0.0, -torch.inf, 0.0]))
-    word, _, _ = reference.metadata(zero_bits, torch.tensor([torch.nan, 0.0, torch.inf]), 3)
+    word = reference.make_word(zero_bits, torch.tensor([torch.nan, 0.0, torch.inf]), 3)
     assert reference.read_word(word)[0].isnan().all()

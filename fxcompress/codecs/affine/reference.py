@@ -21,10 +21,8 @@ _NAN_SCALE = 0x7FC00000
 _INFINITY = 0x7F800000
 
 
-def metadata(
-    zero_bits: torch.Tensor, top: torch.Tensor, levels: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Word, zero and 1/scale of each group.
+def make_word(zero_bits: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
+    """Pack the groups' metadata.
 
     Args:
         zero_bits: int32 `[*lead, groups]`, bits of a bf16 value at or below the group's minimum, as fp32.
@@ -32,14 +30,12 @@ def metadata(
         levels: number of steps from zero to top.
 
     Returns:
-        word: int32 `[*lead, groups]`, bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
-        zero, 1/scale: fp32 `[*lead, groups, 1]`; anything for a group that is not finite.
+        int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
     """
     zero = zero_bits.view(torch.float32)
-    scale = scale_bits(top - zero, levels)
+    word = scale_bits(top - zero, levels) | ((zero_bits >> 16) & 0xFFFF)
     finite = (zero >= -LARGEST) & (top <= LARGEST)
-    word = torch.where(finite, scale | ((zero_bits >> 16) & 0xFFFF), _NAN_SCALE)
-    return word, zero[..., None], scale.view(torch.float32).reciprocal()[..., None]
+    return torch.where(finite, word, _NAN_SCALE)
 
 
 def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +59,8 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    word, zero, inverse = metadata(floor_bits(values.amin(-1)), values.amax(-1), 2**bits - 1)
-    return _pack((values - zero) * inverse, word, bits, salt), word
+    word = make_word(floor_bits(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    return _pack(_steps(values, word), word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -86,8 +82,8 @@ def encode_zero_preserving(
     lowest = floor_bits(torch.where(positive, values, math.inf).amin(-1))
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
-    word, zero, inverse = metadata(zero_bits, values.amax(-1), 2**bits - 2)
-    steps = (values - zero) * inverse
+    word = make_word(zero_bits, values.amax(-1), 2**bits - 2)
+    steps = _steps(values, word)
     # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
     codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
     return _pack(codes, word, bits, salt), word
@@ -100,6 +96,15 @@ def decode_zero_preserving(
     scale, zero = read_word(word)
     wide = bitpack.unpack(codes, bits)
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
+
+
+def _steps(values: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
+    """(x - zero)/scale; anything for a group that is not finite.
+
+    Read back from the word, which is in memory anyway: Inductor would compute its inputs anew for every element.
+    """
+    scale, zero = read_word(word)
+    return (values - zero) * scale.reciprocal()
 
 
 def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
