@@ -1,7 +1,7 @@
 """Find values that hold infinite or extreme entries by construction: masked attention scores and additive masks.
 
 One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0.
-So `find_masked(fw)` follows constants beyond ±1e30 (or at the end of a half type's range) through moves, sums and
+So `find_masked(fw)` follows constants beyond ±1000, far outside of what activations are, through moves, sums and
 selections, adds arguments of a softmax to which a caller's tensor was added, and the mask arguments of fused
 attention. Read-only.
 """
@@ -15,7 +15,8 @@ _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
     "index_put scatter triu tril roll".split()
 )
-_EXTREME = 1e30
+_EXTREME = 1e3
+"""Masks are made of -10000, -1e9, the end of the type's range or -inf: any of them spoils its group."""
 
 
 def find_masked(fw: fx.GraphModule) -> set[fx.Node]:
@@ -33,12 +34,11 @@ def find_masked(fw: fx.GraphModule) -> set[fx.Node]:
 
 
 def _has_extreme(node: fx.Node) -> bool:
-    if op_name(node) not in ("full", "full_like", "scalar_tensor", "where", "masked_fill"):
-        return False
     val = node.meta.get("val")
-    half = isinstance(val, torch.Tensor) and val.dtype is torch.float16
-    limit = torch.finfo(torch.float16).max if half else _EXTREME
-    return any(isinstance(arg, float) and abs(arg) >= limit for arg in node.args)
+    if op_name(node) not in ("full", "full_like", "scalar_tensor", "where", "masked_fill", "mul"):
+        return False
+    whole = isinstance(val, torch.Tensor) and not val.dtype.is_floating_point
+    return not whole and any(isinstance(arg, (int, float)) and abs(arg) >= _EXTREME for arg in node.args)
 
 
 def _feeds_softmax(node: fx.Node) -> bool:

@@ -74,7 +74,7 @@ def growth(pair: Pair, name: str) -> float:
     values = [value.clone() for value in ran.saved]
     values[positions[name]].view(-1)[7] = 2e-6
     wrong = fx.Interpreter(pair.bw).run(*backward_inputs(values, pair.tangents))
-    norms = [torch.stack([g.norm() for g in gs if g is not None]).norm() for gs in (wrong, ran.gradients)]
+    norms = [torch.stack([g.detach().norm() for g in gs if g is not None]).norm() for gs in (wrong, ran.gradients)]
     return float(norms[0] / norms[1])
 
 
