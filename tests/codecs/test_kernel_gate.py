@@ -47,6 +47,6 @@ def test_no_spills_few_barriers_wide_access(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.label)
 def test_every_kernel(case: Case, arch: int) -> None:
     check(measure(case, arch), case)
