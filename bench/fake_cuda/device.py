@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor
 
 DEVICE = torch.device("cuda", 0)
@@ -128,6 +129,7 @@ def fake_cuda() -> Iterator[None]:
         "get_arch_list": ["sm_90"],
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(gpu_layouts())
         for name, value in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, _constant(value)))
         stack.enter_context(mock.patch.object(torch.cuda, "device", contextlib.nullcontext))
@@ -146,6 +148,19 @@ def fake_cuda() -> Iterator[None]:
                 remembered.cache_clear()
 
 
-def gpu_layouts() -> contextlib.AbstractContextManager[object]:
-    """Let Inductor decide about channels_last as for a GPU while a graph is still on the CPU."""
-    return mock.patch.object(torch.backends.mkldnn, "is_available", _constant(False))
+@contextlib.contextmanager
+def gpu_layouts() -> Iterator[None]:
+    """Let layouts be chosen as for a GPU while a graph is still on the CPU: Inductor's rule, and cuDNN's."""
+    with (
+        mock.patch.object(torch.backends.mkldnn, "is_available", _constant(False)),
+        mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _cudnn_format),
+    ):
+        yield
+
+
+def _cudnn_format(x: torch.Tensor, weight: torch.Tensor, backend: object) -> torch.memory_format:
+    """cuDNN computes with channels last if either operand lies so."""
+    for tensor in (x, weight):
+        if tensor.dim() == 4 and suggest_memory_format(tensor) == torch.channels_last:
+            return torch.channels_last
+    return torch.contiguous_format
