@@ -32,10 +32,19 @@ SUM = "sum"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One launch; bytes by buffer. `rereads` are the bytes of second and later passes over `reads`."""
+    """One launch; bytes by buffer.
+
+    Attributes:
+        name: of the generated function, or of the library's.
+        library: whether a library runs it.
+        origins: names of the graph nodes that it computes.
+        reads, writes: bytes by buffer.
+        rereads: bytes of the second and later passes over `reads`.
+    """
 
     name: str
     library: bool
+    origins: frozenset[str]
     reads: Mapping[str, int]
     writes: Mapping[str, int]
     rereads: int = 0
@@ -181,4 +190,5 @@ def _cost(
             raise ValueError(f"nothing in the schedule belongs to {launch.name}({', '.join(launch.arguments)})")
     again = dict(zip(launch.arguments, passes.get(launch.name, ()), strict=False))
     rereads = sum(nbytes * max(again.get(name, 1) - 1, 0) for name, nbytes in reads.items())
-    return Kernel(launch.name, launch.library, reads, writes, rereads)
+    origins = frozenset(name for node in nodes for name in node.origins)
+    return Kernel(launch.name, launch.library, origins, reads, writes, rereads)

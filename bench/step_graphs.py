@@ -15,6 +15,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
 from bench.fake_cuda import gpu_layouts
 from fxcompress import compat
+from fxcompress.passes.alias import distinct_nbytes
 
 Pair = tuple[fx.GraphModule, fx.GraphModule]
 Partitioner = Callable[..., Pair]
@@ -87,3 +88,10 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     (output,) = gm.graph.find_nodes(op="output")
     graph.output(results).meta.update(output.meta)
     return fx.GraphModule(gm, graph)
+
+
+def saved_nbytes(fw: fx.GraphModule, num_fwd_outputs: int) -> int:
+    """Bytes of the distinct storages that a forward graph saves, inputs of the graph left out."""
+    (output,) = fw.graph.find_nodes(op="output")
+    saved = [node for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    return distinct_nbytes([node for node in saved if isinstance(node.meta["val"], torch.Tensor)])

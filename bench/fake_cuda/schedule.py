@@ -31,10 +31,18 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One scheduled kernel; a launch in the code is recognised by the names in `marks`."""
+    """One scheduled kernel.
+
+    Attributes:
+        library: whether a library runs it.
+        marks: names by which its launch is recognised in the code: what it writes.
+        origins: names of the graph nodes that it computes, those inlined from elsewhere included.
+        reads, writes: what it touches.
+    """
 
     library: bool
     marks: frozenset[str]
+    origins: frozenset[str]
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
 
@@ -54,12 +62,26 @@ def _read_node(node: Any) -> Scheduled | None:
         return None
     if isinstance(node, scheduler.ExternKernelSchedulerNode):
         return None if isinstance(node.node, ir.MultiOutput) else _library(node)
-    reads = [a for part in node.get_nodes() for dep in part.read_writes.reads for a in _accesses(node.scheduler, dep)]
-    writes = [a for part in node.get_nodes() for dep in part.read_writes.writes for a in _accesses(node.scheduler, dep)]
+    reads = [access for dep in _dependencies(node, "reads") for access in _accesses(node.scheduler, dep)]
+    writes = [access for dep in _dependencies(node, "writes") for access in _accesses(node.scheduler, dep)]
+    atomic = [
+        access
+        for dep in _dependencies(node, "writes")
+        if getattr(dep, "mode", None)
+        for access in _accesses(node.scheduler, dep)
+    ]
     own = frozenset(access.buffer for access in writes)
-    atomic = [a for part in node.get_nodes() for dep in part.read_writes.writes if getattr(dep, "mode", None) for a in _accesses(node.scheduler, dep)]
-    reads = [access for access in reads if access.buffer not in own]
-    return Scheduled(False, own, (*reads, *atomic), tuple(writes))
+    foreign = [access for access in reads if access.buffer not in own]
+    return Scheduled(False, own, _origins(node), (*foreign, *atomic), tuple(writes))
+
+
+def _dependencies(node: Any, kind: str) -> Iterator[Any]:
+    for part in node.get_nodes():
+        yield from getattr(part.read_writes, kind)
+
+
+def _origins(node: Any) -> frozenset[str]:
+    return frozenset(origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins())
 
 
 def _accesses(scheduler: Any, dep: Any) -> Iterator[Access]:
@@ -92,19 +114,14 @@ def _reach(dep: Any, numel: int) -> tuple[int, int, int]:
 
 def _library(node: Any) -> Scheduled:
     from torch._inductor import ir
-
-    kernel = node.node
-    reads = [access for source in _flat(kernel.inputs) for access in _whole(source)]
-    children = [op for op in _operations() if isinstance(op, ir.MultiOutput) and op.inputs[0].get_name() == kernel.get_name()]
-    results = children or [kernel]
-    writes = [access for result in results for access in _whole(result)]
-    return Scheduled(True, frozenset({kernel.get_name()}), tuple(reads), tuple(writes))
-
-
-def _operations() -> list[Any]:
     from torch._inductor.virtualized import V
 
-    return list(V.graph.operations)
+    kernel = node.node
+    name = kernel.get_name()
+    reads = [access for source in _flat(kernel.inputs) for access in _whole(source)]
+    parts = [op for op in V.graph.operations if isinstance(op, ir.MultiOutput) and op.inputs[0].get_name() == name]
+    writes = [access for result in parts or [kernel] for access in _whole(result)]
+    return Scheduled(True, frozenset({name}), _origins(node), tuple(reads), tuple(writes))
 
 
 def _flat(inputs: Any) -> Iterator[Any]:
