@@ -14,11 +14,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from bench.fake_cuda import Access, Lowered, Scheduled, scheduled
 
-_LAUNCH = re.compile(r"(?:^|[\w, ]+ = )(?:(\w+)\.run|((?:extern_kernels|aten|inductor_ops|torch\.ops)\.[\w.]+))\((.*)\)$")
+_LIBRARIES = r"(?:extern_kernels|aten|inductor_ops|torch\.ops)\.[\w.]+"
+_LAUNCH = re.compile(rf"(?:^|[\w, ]+ = )(?:(\w+)\.run|({_LIBRARIES}))\((.*)\)$")
 _WORKSPACE = re.compile(r"(workspace_\d+) = empty_strided_cuda\(\((\d+), \), \(1, \), torch\.float32\)")
 _PARTIAL_SUM = re.compile(r"(\w+) = (workspace_\d+)\[.*\.sum\(dim=0\)")
 _REUSED = re.compile(r"(workspace_\d+) = (workspace_\d+);")

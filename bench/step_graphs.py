@@ -1,7 +1,7 @@
 """The graphs of one training step, partitioned in several ways from one trace.
 
-    joint = trace(module, inputs)
-    pair = partition(joint, ActcompPartitioner(Options(bits=4)))
+joint = trace(module, inputs)
+pair = partition(joint, ActcompPartitioner(Options(bits=4)))
 """
 
 from collections.abc import Callable, Sequence

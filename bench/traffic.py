@@ -32,7 +32,10 @@ REFERENCE = "plain"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named."""
-COLUMNS = ("variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes", "saved MB", "again")
+COLUMNS = (
+    "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",
+    "saved MB", "again",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
 
 def trace_block(name: str, dtype: torch.dtype) -> Joint:
     """The joint graph of one of `BLOCKS`."""
-    with FakeTensorMode() as mode:
+    with FakeTensorMode():
         with default_dtype(dtype):
             module, inputs = BLOCKS[name]()
         return trace(module.train(), inputs)

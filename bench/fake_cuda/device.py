@@ -78,7 +78,8 @@ def _constant(value: object) -> Callable[..., object]:
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.copy_.default(target, source)
+    copied: torch.Tensor = torch.ops.aten.copy_.default(target, source)
+    return copied
 
 
 class _Driver:
@@ -110,7 +111,7 @@ def _cached_answers() -> list[Any]:
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[None]:
     """Make Inductor and Triton believe in one H200. No kernel can be loaded or run inside."""
-    import torch._inductor.lowering  # noqa: F401  (registers what is asked for the device)
+    import torch._inductor.lowering
     from torch._dynamo import device_interface
     from torch._inductor import config
     from triton.runtime.driver import driver

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.fake_cuda.device import DEVICE
 
+
 def retarget(gm: fx.GraphModule, device: torch.device = DEVICE) -> fx.GraphModule:
     """Move a graph's fake values and device arguments to `device`, in place; equal storages stay equal."""
 
@@ -78,7 +79,7 @@ def lower(gm: fx.GraphModule, *, is_backward: bool, user_outputs: Sequence[int] 
         mode = compile_fx.fake_tensor_prop(gm, _inputs(gm), True)
     inputs = _inputs(retarget(gm))
     compile_fx._recursive_record_original_output_strides(gm)
-    with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):  # type: ignore[no-untyped-call]
+    with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         compile_fx._recursive_post_grad_passes(gm, is_inference=False)
         graph = GraphLowering(gm, example_inputs=inputs, is_backward=is_backward, is_inference=False)
         with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]):
@@ -97,4 +98,4 @@ def _strides(output: Any) -> tuple[int, ...] | None:
 
     if not isinstance(output, ir.IRNode) or not output.has_tensor_output():
         return None
-    return tuple(int(stride) for stride in output.get_layout().stride)  # type: ignore[attr-defined]
+    return tuple(int(stride) for stride in output.get_layout().stride)

@@ -51,7 +51,7 @@ def scheduled(lowered: Lowered) -> list[Scheduled]:
     """The kernels of a graph in the order of the schedule."""
     from torch._inductor.virtualized import V
 
-    with V.set_graph_handler(lowered.graph):  # type: ignore[no-untyped-call]
+    with V.set_graph_handler(lowered.graph):
         return [found for node in lowered.graph.scheduler.nodes if (found := _read_node(node)) is not None]
 
 
@@ -119,7 +119,8 @@ def _library(node: Any) -> Scheduled:
     kernel = node.node
     name = kernel.get_name()
     reads = [access for source in _flat(kernel.inputs) for access in _whole(source)]
-    parts = [op for op in V.graph.operations if isinstance(op, ir.MultiOutput) and op.inputs[0].get_name() == name]
+    several: list[Any] = [op for op in V.graph.operations if isinstance(op, ir.MultiOutput)]
+    parts = [op for op in several if op.inputs[0].get_name() == name]
     writes = [access for result in parts or [kernel] for access in _whole(result)]
     return Scheduled(True, frozenset({name}), _origins(node), tuple(reads), tuple(writes))
 

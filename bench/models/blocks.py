@@ -8,12 +8,15 @@ CUDA's, offers none.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Case = tuple[nn.Module, tuple[Tensor, ...]]
 DEPTH = 2
+FUSED: dict[str, Any] = {"attn_implementation": "sdpa"}
+"""Accepted by all configurations, but not declared by the subclasses."""
 
 
 class Blocks(nn.Module):
@@ -38,8 +41,9 @@ def gpt2(batch: int = 8, time: int = 1024, width: int = 768) -> Case:
     from transformers import GPT2Config
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-    config = GPT2Config(n_embd=width, n_head=width // 64, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa")
-    return Blocks([GPT2Block(config, layer_idx=i) for i in range(DEPTH)]), (_activation(batch, time, width),)
+    config = GPT2Config(n_embd=width, n_head=width // 64, attn_pdrop=0.0, use_cache=False, **FUSED)
+    blocks: list[nn.Module] = [GPT2Block(config, layer_idx=i) for i in range(DEPTH)]  # type: ignore[no-untyped-call]
+    return Blocks(blocks), (_activation(batch, time, width),)
 
 
 def llama(batch: int = 4, time: int = 2048, width: int = 2048, inner: int = 8192) -> Case:
@@ -50,7 +54,7 @@ def llama(batch: int = 4, time: int = 2048, width: int = 2048, inner: int = 8192
     heads = width // 64
     config = LlamaConfig(
         hidden_size=width, intermediate_size=inner, num_attention_heads=heads, num_key_value_heads=max(heads // 4, 1),
-        use_cache=False, attn_implementation="sdpa",
+        use_cache=False, **FUSED,
     )  # fmt: skip
     rotary = (torch.randn(1, time, 64), torch.randn(1, time, 64))
     blocks: list[nn.Module] = [LlamaDecoderLayer(config, layer_idx=i) for i in range(DEPTH)]
@@ -62,9 +66,7 @@ def vit(batch: int = 128, time: int = 197, width: int = 768) -> Case:
     from transformers import ViTConfig
     from transformers.models.vit.modeling_vit import ViTLayer
 
-    config = ViTConfig(
-        hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width, attn_implementation="sdpa"
-    )
+    config = ViTConfig(hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width, **FUSED)
     return Blocks([ViTLayer(config) for _ in range(DEPTH)]), (_activation(batch, time, width),)
 
 

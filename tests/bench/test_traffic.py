@@ -17,7 +17,6 @@ from bench.traffic import count_encoded, lower_pair, measure
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import payload_nbytes
-from fxcompress.codecs.valueset import Valueset
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 
