@@ -13,6 +13,8 @@ import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fxcompress.codecs import planes
+
 DEVICE = torch.device("cuda", 0)
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(
@@ -151,9 +153,10 @@ def fake_cuda() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gpu_layouts() -> Iterator[None]:
-    """Let layouts be chosen as for a GPU while a graph is still on the CPU: Inductor's rule, and cuDNN's."""
+    """Decide as for a GPU while a graph is still on the CPU: layouts by Inductor's rule and cuDNN's, and our codecs."""
     with (
         mock.patch.object(torch.backends.mkldnn, "is_available", _constant(False)),
+        mock.patch.object(planes, "wanted", _constant(True)),
         mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _cudnn_format),
     ):
         yield

@@ -10,13 +10,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import Access, fake_cuda, lower
+from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
 from bench.kernel_bytes import Kernel, count_kernels, count_passes, merged_bytes, split_arguments
 from bench.step_graphs import partition, plain, saved_nbytes, trace
 from bench.traffic import count_encoded, lower_pair, measure
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
-from fxcompress.codecs.base import payload_nbytes
+from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.codecs.valueset import Valueset
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 
@@ -52,7 +53,9 @@ def step_kernels(module: Callable[[], nn.Module], *, variant: Callable[..., obje
 
 def function_kernels(function: Callable[..., object], *inputs: Tensor) -> list[Kernel]:
     """Kernels of a function of fake tensors."""
-    gm = make_fx(function, decomposition_table=compat.inductor_decompositions())(*inputs)
+    with gpu_layouts():
+        gm = make_fx(function, decomposition_table=compat.inductor_decompositions())(*inputs)
+    gm.graph.eliminate_dead_code()
     with fake_cuda():
         return count_kernels(lower(gm, is_backward=False))
 
@@ -98,13 +101,28 @@ def test_gather_costs_its_rows_not_the_table() -> None:
     assert sum(kernel.reads.values()) == ROWS * (WIDTH * FP32 + index.itemsize)
 
 
-@pytest.mark.parametrize("codec", [Affine(bits=8, rounding="nearest"), Affine(bits=8, rounding="nearest", group=64)])
-def test_encode_is_one_kernel_that_reads_once(codec: Affine) -> None:
+CODECS: dict[str, tuple[Codec, torch.dtype]] = {
+    "8 bit": (Affine(bits=8, rounding="nearest"), torch.bfloat16),
+    "8 bit stochastic": (Affine(bits=8, rounding="stochastic"), torch.bfloat16),
+    "8 bit zero": (Affine(bits=8, rounding="nearest", zero_preserving=True), torch.bfloat16),
+    "4 bit": (Affine(bits=4), torch.bfloat16),
+    "4 bit fp32": (Affine(bits=4), torch.float32),
+    "4 bit zero": (Affine(bits=4, zero_preserving=True), torch.bfloat16),
+    "4 bit nearest": (Affine(bits=4, rounding="nearest"), torch.bfloat16),
+    "2 bit": (Affine(bits=2, group=128), torch.bfloat16),
+    "mask": (Valueset(), torch.bool),
+    "int4": (Valueset(count=9), torch.int8),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_encode_is_one_kernel_that_reads_once(name: str) -> None:
+    codec, dtype = CODECS[name]
     with FakeTensorMode():
-        x = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)
+        x = torch.empty(ROWS, WIDTH, dtype=dtype)
         (kernel,) = function_kernels(lambda x: codec.encode(x, 0), x)
-    assert sum(kernel.reads.values()) == ROWS * WIDTH * BF16
-    assert sum(kernel.writes.values()) == payload_nbytes(codec, ROWS, WIDTH, torch.bfloat16)
+    assert sum(kernel.reads.values()) == ROWS * WIDTH * dtype.itemsize
+    assert sum(kernel.writes.values()) == payload_nbytes(codec, ROWS, WIDTH, dtype)
 
 
 def test_decode_is_one_kernel_and_inlined_into_its_consumer() -> None:

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from fxcompress.codecs import bitpack, noise
+from fxcompress.codecs import bitpack, noise, planes
 from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE, bf16_floor, inverse, scale_for, to_groups, to_rows
 
 _HIGH_HALF = -65536
@@ -58,7 +58,8 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    word = make_word(bf16_floor(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    low, high = _range(values, values, bits, salt)
+    word = make_word(bf16_floor(low), high, 2**bits - 1)
     scale, zero = read_word(word)
     return _pack((values - zero) * inverse(scale), word, bits, salt), word
 
@@ -77,16 +78,19 @@ def encode_zero_preserving(
     The positive values of a group share the codes 1 … B over their own range. Arguments and results as in `encode`.
     """
     grouped = to_groups(x, group)
-    positive = ~(grouped <= 0)
     values = grouped.to(torch.float32)
-    lowest = bf16_floor(torch.where(positive, values, math.inf).amin(-1))
+    # Only double precision holds positive values that are zero in fp32. Compared in fp32, and anew at each use, the
+    # signs are no tensor that Inductor would keep in memory.
+    signed = grouped if x.dtype == torch.float64 else values
+    lowest, top = _range(torch.where(signed <= 0, math.inf, values), values, bits, salt)
+    lowest = bf16_floor(lowest)
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero = torch.where(lowest == math.inf, 0.0, lowest.clamp_min(SMALLEST_SCALE))
-    word = make_word(zero, values.amax(-1), 2**bits - 2)
+    word = make_word(zero, top, 2**bits - 2)
     scale, zero = read_word(word)
     steps = (values - zero) * inverse(scale)
     # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
-    codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
+    codes = torch.where(signed <= 0, 0.0, torch.where(steps > 0, steps, 0.0) + 1.0)
     return _pack(codes, word, bits, salt), word
 
 
@@ -97,6 +101,16 @@ def decode_zero_preserving(
     scale, zero = read_word(word)
     wide = bitpack.unpack(codes, bits)
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
+
+
+def _range(
+    low: torch.Tensor, high: torch.Tensor, bits: int, salt: int | torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimum of `low` and maximum of `high` over each group."""
+    if not planes.wanted(low):
+        return low.amin(-1), high.amax(-1)
+    count = 8 // bits if salt is None else noise.SLICES
+    return planes.lowest(planes.unbind(low, count)), planes.highest(planes.unbind(high, count))
 
 
 def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
