@@ -79,7 +79,7 @@ def resnet(batch: int = 256, side: int = 28, channels: int = 512) -> Case:
     return Blocks(blocks), (x.requires_grad_(),)
 
 
-BLOCKS: Mapping[str, Callable[[], Case]] = {factory.__name__: factory for factory in (gpt2, llama, vit, resnet)}
+BLOCKS: Mapping[str, Callable[..., Case]] = {factory.__name__: factory for factory in (gpt2, llama, vit, resnet)}
 
 
 @contextlib.contextmanager

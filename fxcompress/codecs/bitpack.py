@@ -25,10 +25,10 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return codes.to(torch.uint8)
     if planes.wanted(codes):
-        parts = planes.unbind(codes, 8 // bits)
-        return planes.merge([part << at if at else part for at, part in zip(range(0, 8, bits), parts)]).to(torch.uint8)
-    placed: torch.Tensor = planes.split(codes, 8 // bits) << _shifts(bits, codes.device)
-    merged: torch.Tensor = placed.sum(-2, dtype=torch.int32)
+        placed = zip(range(0, 8, bits), planes.unbind(codes, 8 // bits), strict=True)
+        return planes.merge([part << at if at else part for at, part in placed]).to(torch.uint8)
+    shifted: torch.Tensor = planes.split(codes, 8 // bits) << _shifts(bits, codes.device)
+    merged: torch.Tensor = shifted.sum(-2, dtype=torch.int32)
     return merged.to(torch.uint8)
 
 

@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 
 from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
 from bench.kernel_bytes import Kernel, count_kernels, count_passes, merged_bytes, split_arguments
+from bench.models.blocks import BLOCKS, default_dtype
 from bench.step_graphs import partition, plain, saved_nbytes, trace
-from bench.traffic import count_encoded, lower_pair, measure
+from bench.traffic import count_encoded, lower_pair, measure, table, variants
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec, payload_nbytes
@@ -174,3 +175,24 @@ def triton_red(in_ptr0, in_ptr1, out_ptr0, xnumel):
         b = tl.load(in_ptr1 + (r0), mask)
 """
     assert count_passes(source) == [2, 1, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "resnet"])
+def test_whole_blocks_are_counted(name: str) -> None:
+    pytest.importorskip("transformers")
+    small = {"batch": 4, "channels": 64} if name == "resnet" else {"batch": 4, "time": 128, "width": 256}
+    with FakeTensorMode():
+        with default_dtype(torch.bfloat16):
+            module, inputs = BLOCKS[name](**small)
+        joint = trace(module.train(), inputs)
+    rows = [measure(name, key, "bf16", joint, partition(joint, p))[0] for key, p in variants([4]).items()]
+    reference, *ours = rows
+    assert reference.encoded == 0 and reference.forward.ours == 0
+    assert reference.saved_nbytes > max(row.saved_nbytes for row in ours)
+    # The same products and convolutions run in every variant; only copies of their operands may differ.
+    assert {row.forward.library for row in ours} == {reference.forward.library}
+    for row in ours:
+        assert row.forward.ours_alone <= row.encoded
+        assert row.nbytes < 2 * reference.nbytes
+    assert len(table(rows).rows) == len(rows)
