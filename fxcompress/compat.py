@@ -200,6 +200,16 @@ def convolution_sums_products(
     return backend.name in ("Mkldnn", "Slow2d", "SlowDilated2d", "Slow3d", "SlowDilated3d")
 
 
+def invoke_subgraph() -> Any:
+    """The operator that calls a subgraph by name; Inductor compiles equal names once.
+
+    `torch._higher_order_ops.invoke_subgraph.invoke_subgraph(subgraph, name, *tensors)`: run in 2.13, read in 2.11.
+    """
+    from torch._higher_order_ops.invoke_subgraph import invoke_subgraph as operator
+
+    return operator
+
+
 def is_tracing() -> bool:
     """Whether make_fx is recording; `proxy_tensor.get_proxy_mode`: run in 2.13, read in 2.11."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode

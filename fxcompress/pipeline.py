@@ -121,7 +121,12 @@ def run(
     )
     if channels_last and "shield_weights" not in options.disable_passes:
         clock.run("shield_weights", lambda: (shield_weights(fw), shield_weights(bw)))
-    clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
+    # Subgraphs take their arguments in the strides that the graph states, which channels last are not.
+    outline = fused and not channels_last and "outline" not in options.disable_passes
+    clock.run(
+        "rewrite",
+        lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed, outline=outline),
+    )
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, **layout))
     before = saved_bytes(first.saved)

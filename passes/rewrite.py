@@ -16,8 +16,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxcompress import compat
 from fxcompress.codecs.order import from_rows, to_rows
 from fxcompress.passes.choose import Encoding
-from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, inline, set_outputs
+from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.splice import (
+    PREFIX,
+    add_placeholder,
+    add_saved_size,
+    call_outlined,
+    copy_chain,
+    inline,
+    set_outputs,
+)
 
 Templates = dict[object, tuple[fx.GraphModule, fx.GraphModule]]
 
@@ -29,6 +37,7 @@ def rewrite(
     *,
     decompositions: object | None,
     seed: int,
+    outline: bool = False,
 ) -> None:
     """Save the encoded storages instead of the tensors.
 
@@ -37,6 +46,8 @@ def rewrite(
         encodings: what `choose` decided.
         decompositions: table under which new nodes are traced; the inner compiler's own, or None.
         seed: of the rounding noise; together with the encoding's number it names the tensor in the noise.
+        outline: whether equal encodes and equal decodes are one subgraph with many calls, which costs the inner
+            compiler less, and on a GPU the fusion with their neighbours.
     """
     templates: Templates = {}
     payloads: dict[int, list[fx.Node]] = {}
@@ -46,8 +57,9 @@ def rewrite(
         known = len(templates)
         encode, decode = _traced(encoding, templates, decompositions)
         fresh = len(templates) > known
-        parts = _insert_encode(fw, encoding, encode, index, seed, fresh)
-        _insert_decode(fw, bw, encoding, decode, parts, fresh)
+        number = list(templates).index(_key(encoding)) if outline and _outlined(encoding) else None
+        parts = _insert_encode(fw, encoding, encode, index, seed, fresh, number)
+        _insert_decode(fw, bw, encoding, decode, parts, fresh, number)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
@@ -60,16 +72,29 @@ def _traced(
     encoding: Encoding, templates: Templates, decompositions: object | None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Encode and decode of one encoding as graphs; equal ones are traced once."""
-    val = encoding.source.meta["val"]
-    static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    key = (
-        (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
-        if static
-        else object()
-    )
+    key = _key(encoding)
     if key not in templates:
-        templates[key] = _trace(encoding, val, static, decompositions)
+        templates[key] = _trace(encoding, encoding.source.meta["val"], _is_static(encoding), decompositions)
     return templates[key]
+
+
+def _key(encoding: Encoding) -> object:
+    """Equal for encodings that one pair of graphs serves; symbolic sizes are nobody else's."""
+    val = encoding.source.meta["val"]
+    if not _is_static(encoding):
+        return encoding.source
+    return (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
+
+
+def _is_static(encoding: Encoding) -> bool:
+    val = encoding.source.meta["val"]
+    return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
+
+
+def _outlined(encoding: Encoding) -> bool:
+    """Floats on a CPU. Masks are better fused with what makes and reads them: as tensors they are 8 times as large."""
+    val = encoding.source.meta["val"]
+    return _is_static(encoding) and val.device.type == "cpu" and encoding.codec.contract.kind != "exact"
 
 
 def _trace(
@@ -90,7 +115,12 @@ def _trace(
         packed = make_fx(encode, **tracing)(val, salt)
         parts = [node.meta["val"] for node in outputs(packed) if isinstance(node, fx.Node)]
         unpacked = make_fx(decode, **tracing)(*parts)
-    return _clean(packed), _clean(unpacked)
+    packed, unpacked = _clean(packed), _clean(unpacked)
+    _, noise = placeholders(packed)
+    if not noise.users:
+        packed.graph.erase_node(noise)
+        packed.recompile()
+    return packed, unpacked
 
 
 def _clean(gm: fx.GraphModule) -> fx.GraphModule:
@@ -107,7 +137,13 @@ def tensor_salt(seed: int, index: int) -> int:
 
 
 def _insert_encode(
-    fw: fx.GraphModule, encoding: Encoding, template: fx.GraphModule, index: int, seed: int, fresh: bool
+    fw: fx.GraphModule,
+    encoding: Encoding,
+    template: fx.GraphModule,
+    index: int,
+    seed: int,
+    fresh: bool,
+    number: int | None,
 ) -> list[fx.Node]:
     source = encoding.source
     val = source.meta["val"]
@@ -117,24 +153,20 @@ def _insert_encode(
     while anchor.next.op == "placeholder":
         anchor = anchor.next
     with fw.graph.inserting_before(anchor.next):
-        salt = fw.graph.create_node(
-            "call_function",
-            torch.ops.aten.full.default,
-            ([], tensor_salt(seed, index)),
-            {"dtype": torch.int64, "layout": torch.strided, "device": val.device, "pin_memory": False},
-            name=f"{PREFIX}{index}_salt",
-        )
-        salt.meta["val"] = _salt_val(template)
-        parts = inline(fw.graph, template, [source, salt], names, fresh=fresh)
-    if not salt.users:
-        fw.graph.erase_node(salt)
-    return parts
-
-
-def _salt_val(template: fx.GraphModule) -> torch.Tensor:
-    val = list(template.graph.find_nodes(op="placeholder"))[1].meta["val"]
-    assert isinstance(val, torch.Tensor)
-    return val
+        arguments = [source]
+        for noise in placeholders(template)[1:]:
+            salt = fw.graph.create_node(
+                "call_function",
+                torch.ops.aten.full.default,
+                ([], tensor_salt(seed, index)),
+                {"dtype": torch.int64, "layout": torch.strided, "device": val.device, "pin_memory": False},
+                name=f"{PREFIX}{index}_salt",
+            )
+            salt.meta["val"] = noise.meta["val"]
+            arguments.append(salt)
+        if number is not None:
+            return call_outlined(fw, template, f"{PREFIX}encode_{number}", arguments, names)
+        return inline(fw.graph, template, arguments, names, fresh=fresh)
 
 
 def _insert_decode(
@@ -144,6 +176,7 @@ def _insert_decode(
     template: fx.GraphModule,
     parts: list[fx.Node],
     fresh: bool,
+    number: int | None,
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
@@ -152,7 +185,11 @@ def _insert_decode(
     first = min(users, key=lambda user: order.get(user, math.inf))
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        (env[encoding.source],) = inline(bw.graph, template, arrived, [None], fresh=fresh)
+        if number is not None:
+            (decoded,) = call_outlined(bw, template, f"{PREFIX}decode_{number}", arrived, [None])
+        else:
+            (decoded,) = inline(bw.graph, template, arrived, [None], fresh=fresh)
+        env[encoding.source] = decoded
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
             if encoding.source is encoding.storage.root and chain is not None:
                 env.update({size: add_saved_size(fw, bw, size) for size in _sizes_of(chain) if size not in env})

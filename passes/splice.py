@@ -8,6 +8,7 @@ generated code reads whatever else bears that name.
 
 import contextlib
 import copy
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -138,6 +139,42 @@ def inline(
     if not fresh:
         _own_storages(copies, template, arguments)
     return [env[node] for node in results if isinstance(node, fx.Node)]
+
+
+def call_outlined(
+    gm: fx.GraphModule,
+    template: fx.GraphModule,
+    name: str,
+    arguments: Sequence[fx.Node],
+    names: Sequence[str | None],
+) -> list[fx.Node]:
+    """Call a traced function of static sizes as a subgraph of `gm`, at its graph's insertion point.
+
+    Args:
+        gm: receives `template` as its submodule `name`, unless it has it already.
+        template: traced function of tensors, returning a flat sequence of new tensors.
+        name: equal names are compiled once.
+        arguments, names: as for `inline`.
+
+    Returns:
+        The nodes that stand for the results.
+    """
+    if not hasattr(gm, name):
+        gm.add_submodule(name, template)
+    call = gm.graph.call_function(compat.invoke_subgraph(), (gm.graph.get_attr(name), name, *arguments))
+    vals = []
+    for result in outputs(template):
+        assert isinstance(result, fx.Node)
+        val = result.meta["val"]
+        with val.fake_mode:
+            vals.append(torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device))
+    call.meta["val"] = tuple(vals)
+    results = []
+    for position, (wanted, val) in enumerate(zip(names, vals, strict=True)):
+        result = gm.graph.create_node("call_function", operator.getitem, (call, position), name=wanted)
+        result.meta["val"] = val
+        results.append(result)
+    return results
 
 
 def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments: Sequence[fx.Node]) -> None:

@@ -6,6 +6,7 @@ Interleaved packing would need a shuffle across vector lanes (GPU: shared memory
 
 import torch
 
+from fxcompress.codecs import planes
 from fxcompress.codecs.noise import CALL
 
 WIDTHS = (1, 2, 4, 8)
@@ -21,9 +22,10 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 codes `[*lead, blocks, G]`, each below 2^bits → uint8 `[*lead, blocks, G·bits/8]`."""
     if bits == 8:
         return codes.to(torch.uint8)
-    *lead, size = codes.shape
-    planes = codes.reshape(*lead, 8 // bits, size * bits // 8)
-    placed: torch.Tensor = planes << _shifts(bits, codes.device)
+    if planes.wanted(codes):
+        parts = zip(range(0, 8, bits), planes.unbind(codes, 8 // bits), strict=True)
+        return planes.merge([part << at if at else part for at, part in parts]).to(torch.uint8)
+    placed: torch.Tensor = planes.split(codes, 8 // bits) << _shifts(bits, codes.device)
     merged: torch.Tensor = placed.sum(-2, dtype=torch.int32)
     return merged.to(torch.uint8)
 
@@ -34,8 +36,8 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return wide
     *lead, size = packed.shape
-    planes: torch.Tensor = (wide[..., None, :] >> _shifts(bits, packed.device)) & (2**bits - 1)
-    return planes.reshape(*lead, size * 8 // bits)
+    codes: torch.Tensor = (wide[..., None, :] >> _shifts(bits, packed.device)) & (2**bits - 1)
+    return codes.reshape(*lead, size * 8 // bits)
 
 
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:

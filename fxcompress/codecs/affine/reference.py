@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from fxcompress.codecs import bitpack, noise
+from fxcompress.codecs import bitpack, noise, planes
 from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, scale_bits, to_groups, to_rows
 
 _HIGH_HALF = -65536
@@ -59,7 +59,8 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    word = make_word(floor_bits(values.amin(-1)), values.amax(-1), 2**bits - 1)
+    low, top = _range(values, values, bits)
+    word = make_word(floor_bits(low), top, 2**bits - 1)
     return _pack(_steps(values, word), word, bits, salt), word
 
 
@@ -77,15 +78,18 @@ def encode_zero_preserving(
     The positive values of a group share the codes 1 … B over their own range. Arguments and results as in `encode`.
     """
     grouped = to_groups(x, group)
-    positive = ~(grouped <= 0)
     values = grouped.to(torch.float32)
-    lowest = floor_bits(torch.where(positive, values, math.inf).amin(-1))
+    # Only double precision holds positive values that are zero in fp32. Compared in fp32, and anew at each use, the
+    # signs are no tensor that Inductor would keep in memory.
+    signed = grouped if x.dtype == torch.float64 else values
+    low, top = _range(torch.where(signed <= 0, math.inf, values), values, bits)
+    lowest = floor_bits(low)
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
-    word = make_word(zero_bits, values.amax(-1), 2**bits - 2)
+    word = make_word(zero_bits, top, 2**bits - 2)
     steps = _steps(values, word)
     # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
-    codes = torch.where(positive, torch.where(steps > 0, steps, 0.0) + 1.0, 0.0)
+    codes = torch.where(signed <= 0, 0.0, torch.where(steps > 0, steps, 0.0) + 1.0)
     return _pack(codes, word, bits, salt), word
 
 
@@ -96,6 +100,13 @@ def decode_zero_preserving(
     scale, zero = read_word(word)
     wide = bitpack.unpack(codes, bits)
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
+
+
+def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimum of `low` and maximum of `high` over each group."""
+    if not planes.wanted(low):
+        return low.amin(-1), high.amax(-1)
+    return planes.lowest(planes.unbind(low, 8 // bits)), planes.highest(planes.unbind(high, 8 // bits))
 
 
 def _steps(values: torch.Tensor, word: torch.Tensor) -> torch.Tensor:

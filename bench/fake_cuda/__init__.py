@@ -1,0 +1,18 @@
+"""Inductor's code for a CUDA device, generated on a host that has none.
+
+    with fake_cuda():
+        lowered = lower(gm, is_backward=False)  # kernels scheduled, source written; nothing compiled or run
+        for kernel in scheduled(lowered): ...
+
+Graphs are traced and partitioned on the CPU (a wheel without CUDA aborts on autograd of fake CUDA tensors, and refuses
+to index them) and moved just before they are lowered. What the trace decided stays decided: attention is the CPU's
+fused kernel, with the operands and results of CUDA's.
+
+Every private name of torch that this needs is in this package; all were run in torch 2.13 with triton 3.9.
+"""
+
+from bench.fake_cuda.device import fake_cuda, gpu_layouts
+from bench.fake_cuda.lower import Lowered, lower
+from bench.fake_cuda.schedule import Access, Scheduled, scheduled
+
+__all__ = ["Access", "Lowered", "Scheduled", "fake_cuda", "gpu_layouts", "lower", "scheduled"]

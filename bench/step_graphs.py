@@ -1,0 +1,97 @@
+"""The graphs of one training step, partitioned in several ways from one trace.
+
+joint = trace(module, inputs)
+pair = partition(joint, ActcompPartitioner(Options(bits=4)))
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+from bench.fake_cuda import gpu_layouts
+from fxcompress import compat
+from fxcompress.passes.alias import distinct_nbytes
+
+Pair = tuple[fx.GraphModule, fx.GraphModule]
+Partitioner = Callable[..., Pair]
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A joint graph after Inductor's passes, and what a partitioner is told with it."""
+
+    gm: fx.GraphModule
+    inputs: Any
+    arguments: dict[str, Any]
+
+    @property
+    def num_fwd_outputs(self) -> int:
+        """How many forward outputs are the user's."""
+        count: int = self.arguments["num_fwd_outputs"]
+        return count
+
+
+def plain(gm: fx.GraphModule, inputs: Any, **arguments: Any) -> Pair:
+    """PyTorch's own partitioner as Inductor calls it."""
+    return min_cut_rematerialization_partition(gm, inputs, **arguments)
+
+
+class _Recorder(CustomPartitionerFn):
+    """Keeps a copy of each joint graph, and partitions as ever."""
+
+    def __init__(self) -> None:
+        self.joints: list[Joint] = []
+
+    def uuid(self) -> str:
+        return type(self).__name__
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **arguments: Any) -> Pair:
+        del arguments["compiler"]
+        self.joints.append(Joint(copy_graph(gm), joint_inputs, arguments))
+        return plain(gm, joint_inputs, **arguments)
+
+
+def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Joint:
+    """The joint graph of `module(*inputs)`; module and inputs may be fake.
+
+    Raises:
+        ValueError: there is more than one graph, or none that wants a gradient.
+    """
+    recorder = _Recorder()
+
+    def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        return compat.partition_with_inductor(gm, examples, recorder)
+
+    torch._dynamo.reset()
+    with gpu_layouts(), torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        torch.compile(module, backend=backend)(*inputs)
+    if len(recorder.joints) != 1:
+        raise ValueError(f"{type(module).__name__} has {len(recorder.joints)} training graphs; one can be counted")
+    return recorder.joints[0]
+
+
+def partition(joint: Joint, partitioner: Partitioner) -> Pair:
+    """Forward and backward graph; `joint` may be partitioned again."""
+    with gpu_layouts():
+        return partitioner(copy_graph(joint.gm), joint.inputs, **joint.arguments)
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph with nodes and metadata of its own, sharing the fake values."""
+    graph = fx.Graph()
+    results = graph.graph_copy(gm.graph, {})
+    (output,) = gm.graph.find_nodes(op="output")
+    graph.output(results).meta.update(output.meta)
+    return fx.GraphModule(gm, graph)
+
+
+def saved_nbytes(fw: fx.GraphModule, num_fwd_outputs: int) -> int:
+    """Bytes of the distinct storages that a forward graph saves, inputs of the graph left out."""
+    (output,) = fw.graph.find_nodes(op="output")
+    saved = [node for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    return distinct_nbytes([node for node in saved if isinstance(node.meta["val"], torch.Tensor)])

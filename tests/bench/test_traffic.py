@@ -1,0 +1,198 @@
+"""Counted bytes and launches against graphs whose answer is known in closed form."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+pytest.importorskip("triton")
+
+from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
+from bench.kernel_bytes import Kernel, count_kernels, count_passes, merged_bytes, split_arguments
+from bench.models.blocks import BLOCKS, default_dtype
+from bench.step_graphs import partition, plain, saved_nbytes, trace
+from bench.traffic import count_encoded, lower_pair, measure, table, variants
+from fxcompress import compat
+from fxcompress.codecs.affine import Affine
+from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.codecs.valueset import Valueset
+from fxcompress.options import Options
+from fxcompress.partition import ActcompPartitioner
+
+ROWS, WIDTH = 512, 1024
+BF16, FP32 = 2, 4
+
+
+class Pointwise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.sin() + 1).cos()
+
+
+class RowSum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(-1)
+
+
+class GeluLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 2 * WIDTH, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(self.linear(x))
+
+
+def step_kernels(module: Callable[[], nn.Module], *, variant: Callable[..., object] = plain) -> list[list[Kernel]]:
+    """Forward and backward kernels of a module of one bf16 `[ROWS, WIDTH]` argument."""
+    with FakeTensorMode():
+        joint = trace(module(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
+    return lower_pair(partition(joint, variant), joint.num_fwd_outputs)
+
+
+def function_kernels(function: Callable[..., object], *inputs: Tensor) -> list[Kernel]:
+    """Kernels of a function of fake tensors."""
+    with gpu_layouts():
+        gm = make_fx(function, decomposition_table=compat.inductor_decompositions())(*inputs)
+    gm.graph.eliminate_dead_code()
+    with fake_cuda():
+        return count_kernels(lower(gm, is_backward=False))
+
+
+def test_pointwise_chain_reads_and_writes_each_tensor_once() -> None:
+    forward, backward = step_kernels(Pointwise)
+    tensor = ROWS * WIDTH * BF16
+    assert [(k.library, k.nbytes) for k in forward] == [(False, 2 * tensor)]
+    assert [(k.library, k.nbytes) for k in backward] == [(False, 3 * tensor)]
+
+
+def test_reduction_reads_all_and_writes_rows() -> None:
+    forward, backward = step_kernels(RowSum)
+    tensor, rows = ROWS * WIDTH * BF16, ROWS * BF16
+    assert [k.nbytes for k in forward] == [tensor + rows]
+    # The gradient is one value per row, expanded: a view where it is an output.
+    assert sum(k.nbytes for k in backward) in (0, rows + tensor)
+
+
+def test_linear_and_gelu_count_operands_and_results_of_products() -> None:
+    forward, backward = step_kernels(GeluLinear)
+    x, weight, hidden = ROWS * WIDTH * BF16, 2 * WIDTH * WIDTH * BF16, 2 * ROWS * WIDTH * BF16
+    assert [(k.library, k.nbytes) for k in forward] == [(True, x + weight + hidden), (False, 2 * hidden)]
+    assert sorted((k.library, k.nbytes) for k in backward) == sorted(
+        [(False, 3 * hidden), (True, hidden + x + weight), (True, hidden + weight + x)]
+    )
+
+
+def test_a_slice_costs_what_it_holds_and_an_expanded_operand_what_it_stores() -> None:
+    with FakeTensorMode():
+        x = torch.empty(ROWS, 4 * WIDTH)
+        kernels = function_kernels(lambda x: x[:, WIDTH : 2 * WIDTH] + x[0, 0], x)
+    (kernel,) = kernels
+    assert sum(kernel.writes.values()) == ROWS * WIDTH * FP32
+    # Rows lie apart, so the one element that is read by all may or may not be among them.
+    assert sum(kernel.reads.values()) in (ROWS * WIDTH * FP32, (ROWS * WIDTH + 1) * FP32)
+
+
+def test_gather_costs_its_rows_not_the_table() -> None:
+    with FakeTensorMode():
+        table, index = torch.empty(50_000, WIDTH), torch.empty(ROWS, dtype=torch.int64)
+        (kernel,) = function_kernels(lambda table, index: table[index] * 2, table, index)
+    assert sum(kernel.reads.values()) == ROWS * (WIDTH * FP32 + index.itemsize)
+
+
+CODECS: dict[str, tuple[Codec, torch.dtype]] = {
+    "8 bit": (Affine(bits=8, rounding="nearest"), torch.bfloat16),
+    "8 bit stochastic": (Affine(bits=8, rounding="stochastic"), torch.bfloat16),
+    "8 bit zero": (Affine(bits=8, rounding="nearest", zero_preserving=True), torch.bfloat16),
+    "4 bit": (Affine(bits=4), torch.bfloat16),
+    "4 bit fp32": (Affine(bits=4), torch.float32),
+    "4 bit zero": (Affine(bits=4, zero_preserving=True), torch.bfloat16),
+    "4 bit nearest": (Affine(bits=4, rounding="nearest"), torch.bfloat16),
+    "2 bit": (Affine(bits=2, group=128), torch.bfloat16),
+    "mask": (Valueset(), torch.bool),
+    "int4": (Valueset(count=9), torch.int8),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_encode_is_one_kernel_that_reads_once(name: str) -> None:
+    codec, dtype = CODECS[name]
+    with FakeTensorMode():
+        x = torch.empty(ROWS, WIDTH, dtype=dtype)
+        (kernel,) = function_kernels(lambda x: codec.encode(x, 0), x)
+    assert sum(kernel.reads.values()) == ROWS * WIDTH * dtype.itemsize
+    assert sum(kernel.writes.values()) == payload_nbytes(codec, ROWS, WIDTH, dtype)
+
+
+def test_decode_is_one_kernel_and_inlined_into_its_consumer() -> None:
+    codec = Affine(bits=4)
+    with FakeTensorMode():
+        codes, word = torch.empty(ROWS, 8, 64, dtype=torch.uint8), torch.empty(ROWS, 8, dtype=torch.int32)
+        g = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)
+        (kernel,) = function_kernels(lambda *a: codec.decode(a[:2], WIDTH, torch.bfloat16).cos() * a[2], codes, word, g)
+    assert kernel.nbytes == payload_nbytes(codec, ROWS, WIDTH, torch.bfloat16) + 2 * ROWS * WIDTH * BF16
+
+
+def test_a_step_with_ours_moves_what_the_plan_says_it_saves() -> None:
+    with FakeTensorMode():
+        joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
+    pair = partition(joint, ActcompPartitioner(Options(bits=8)))
+    assert count_encoded(pair[0]) == 1
+    assert saved_nbytes(pair[0], 1) == payload_nbytes(Affine(bits=8), ROWS, 2 * WIDTH, torch.bfloat16)
+    row, (forward, _) = measure("gelu", "ours", "bf16", joint, pair)
+    # The product's result is read once, by GELU and encode together.
+    hidden = 2 * ROWS * WIDTH * BF16
+    assert [k.nbytes for k in forward if not k.library] == [2 * hidden + row.saved_nbytes]
+    assert row.forward.ours == 1 and row.forward.ours_alone == 0
+    assert row.backward.ours == 1 and row.backward.ours_alone == 0
+
+
+def test_overlapping_accesses_count_once() -> None:
+    def access(low: int, high: int, count: int | None = None) -> Access:
+        return Access("a", low, high, high - low + 1 if count is None else count, FP32)
+
+    assert merged_bytes([access(0, 9), access(0, 9)]) == {"a": 10 * FP32}
+    assert merged_bytes([access(0, 9), access(5, 14)]) == {"a": 15 * FP32}
+    assert merged_bytes([access(0, 9), access(20, 29)]) == {"a": 20 * FP32}
+    # Two interleaved halves, and one of them alone.
+    assert merged_bytes([access(0, 8, 5), access(1, 9, 5)]) == {"a": 10 * FP32}
+    assert merged_bytes([access(0, 8, 5)]) == {"a": 5 * FP32}
+
+
+def test_arguments_are_cut_outside_of_brackets() -> None:
+    assert list(split_arguments("a, f(b, (c, d), [e]), 3, stream=s")) == ["a", "f(b, (c, d), [e])", "3", "stream=s"]
+
+
+def test_second_loops_over_an_input_are_found() -> None:
+    source = """
+def triton_red(in_ptr0, in_ptr1, out_ptr0, xnumel):
+    for r0_offset in range(0, 8, 4):
+        a = tl.load(in_ptr0 + (r0), mask)
+    for r0_offset in range(0, 8, 4):
+        a = tl.load(in_ptr0 + (r0), mask)
+        b = tl.load(in_ptr1 + (r0), mask)
+"""
+    assert count_passes(source) == [2, 1, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "resnet"])
+def test_whole_blocks_are_counted(name: str) -> None:
+    pytest.importorskip("transformers")
+    small = {"batch": 4, "channels": 64} if name == "resnet" else {"batch": 4, "time": 128, "width": 256}
+    with FakeTensorMode():
+        with default_dtype(torch.bfloat16):
+            module, inputs = BLOCKS[name](**small)
+        joint = trace(module.train(), inputs)
+    rows = [measure(name, key, "bf16", joint, partition(joint, p))[0] for key, p in variants([4]).items()]
+    reference, *ours = rows
+    assert reference.encoded == 0 and reference.forward.ours == 0
+    assert reference.saved_nbytes > max(row.saved_nbytes for row in ours)
+    # The same products and convolutions run in every variant; only copies of their operands may differ.
+    assert {row.forward.library for row in ours} == {reference.forward.library}
+    for row in ours:
+        assert row.forward.ours_alone <= row.encoded
+        assert row.nbytes < 2 * reference.nbytes
+    assert len(table(rows).rows) == len(rows)
