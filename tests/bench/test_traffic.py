@@ -186,7 +186,7 @@ def test_whole_blocks_are_counted(name: str) -> None:
         with default_dtype(torch.bfloat16):
             module, inputs = BLOCKS[name](**small)
         joint = trace(module.train(), inputs)
-    rows = [measure(name, key, "bf16", joint, partition(joint, p))[0] for key, p in variants([4]).items()]
+    rows = [measure(name, key, "bf16", joint, partition(joint, p))[0] for key, p in variants([4]).items() if "operands" not in key]
     reference, *ours = rows
     assert reference.encoded == 0 and reference.forward.ours == 0
     assert reference.saved_nbytes > max(row.saved_nbytes for row in ours)
