@@ -196,7 +196,7 @@ def convolution_sums_products(
     """
     mode = fake_mode_of([x, weight])
     with mode or contextlib.nullcontext():
-        backend = torch._C._select_conv_backend(x, weight, bias, *arguments, None)  # type: ignore[attr-defined]
+        backend = torch._C._select_conv_backend(x, weight, bias, *arguments, None)
     return backend.name in ("Mkldnn", "Slow2d", "SlowDilated2d", "Slow3d", "SlowDilated3d")
 
 
