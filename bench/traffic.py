@@ -30,6 +30,8 @@ from fxcompress.partition import ActcompPartitioner
 
 REFERENCE = "plain"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+INLINED = ("outline",)
+"""What a graph traced on CPU must leave out to be the one that a GPU gets."""
 OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named."""
 COLUMNS = (
@@ -107,11 +109,11 @@ def main() -> int:
 
 def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
     """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, and operands at b too."""
-    options = {"exact": Options(lossy=False)}
+    options = {"exact": Options(lossy=False, disable_passes=INLINED)}
     for bits in widths:
-        options[f"{bits} bit"] = Options(bits=bits)
+        options[f"{bits} bit"] = Options(bits=bits, disable_passes=INLINED)
         if bits != Options().operand_bits:
-            options[f"{bits} bit, operands too"] = Options(bits=bits, operand_bits=bits)
+            options[f"{bits} bit, operands too"] = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
     return {REFERENCE: plain, **{name: ActcompPartitioner(chosen) for name, chosen in options.items()}}
 
 
