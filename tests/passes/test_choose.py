@@ -103,7 +103,7 @@ def test_a_storage_is_brought_once(program: Program) -> None:
 
 
 @pytest.mark.parametrize("need", NEEDS)
-@pytest.mark.parametrize("bits, operand_bits", itertools.product((1, 2, 4, 8), (2, 4, 8)))
+@pytest.mark.parametrize("bits, operand_bits", list(itertools.product((1, 2, 4, 8), (2, 4, 8))))
 def test_widths_by_need(need: Need, bits: int, operand_bits: int) -> None:
     codec, reason = codec_for(need, None, options(bits=bits, operand_bits=operand_bits))
     widths = {
