@@ -103,7 +103,7 @@ def test_a_storage_is_brought_once(program: Program) -> None:
 
 
 @pytest.mark.parametrize("need", NEEDS)
-@pytest.mark.parametrize("bits, operand_bits", itertools.product((1, 2, 4, 8), (2, 4, 8)))
+@pytest.mark.parametrize("bits, operand_bits", list(itertools.product((1, 2, 4, 8), (2, 4, 8))))
 def test_widths_by_need(need: Need, bits: int, operand_bits: int) -> None:
     codec, reason = codec_for(need, None, options(bits=bits, operand_bits=operand_bits))
     widths = {
@@ -186,7 +186,6 @@ EDITS = {
     "unknown codec": lambda d: replace(d, codec="zip"),
     "unknown width": lambda d: replace(d, params=(("bits", 3),)),
     "values not known": lambda d: replace(d, codec="valueset", params=(("count", 2), ("lo", 0), ("step", 1))),
-    "a refusal": lambda d: replace(d, codec="affine", params=(("bits", 8),), nbytes=1),
 }
 
 
@@ -194,11 +193,30 @@ EDITS = {
 def test_what_no_plan_of_ours_says_is_refused(name: str) -> None:
     found = known()
     decisions = found.choose(options()).decisions
-    wanted = (lambda d: d.tensor.refusal) if name == "a refusal" else (lambda d: d.codec == "affine")
-    edited = next(decision for decision in decisions if wanted(decision))
+    edited = next(decision for decision in decisions if decision.codec == "affine")
     given_ = {d.tensor.name: EDITS[name](d) if d is edited else d for d in decisions}
     with pytest.raises(PlanError, match=edited.tensor.name):
         found.choose(options(), given=given_)
+
+
+def test_a_stored_plan_cannot_encode_what_the_caller_holds() -> None:
+    found = known()
+    decisions = {decision.tensor.name: decision for decision in found.choose(options()).decisions}
+    lossy = next(decision for decision in decisions.values() if decision.codec == "affine")
+    held = [d for d in decisions.values() if d.tensor.refusal and d.tensor.storage_nbytes == 4096]
+    assert held and lossy.tensor.storage_nbytes == 4096
+    for decision in held:
+        edited = replace(decision, codec=lossy.codec, params=lossy.params, nbytes=lossy.nbytes)
+        with pytest.raises(PlanError, match=decision.tensor.refusal):
+            found.choose(options(), given={**decisions, decision.tensor.name: edited})
+
+
+def test_what_a_payload_would_not_make_smaller_is_kept() -> None:
+    """Nine elements are one group of 128 codes and a word."""
+    inputs = [torch.randn(3, 3, requires_grad=True) for _ in range(3)]
+    decisions = findings(capture(network, inputs), 1).choose(options()).decisions
+    assert not [decision for decision in decisions if decision.codec == "affine"]
+    assert "no codec stores it in fewer bytes" in [decision.reason for decision in decisions]
 
 
 def test_a_stored_plan_cannot_make_lossy_what_must_stay_exact() -> None:

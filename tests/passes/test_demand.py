@@ -143,9 +143,25 @@ def test_a_zero_pattern_is_asked_for_and_reaches_other_gradients() -> None:
     assert not spreads(pair, "relu") and spreads(pair, "relu", lambda x: x + 1e-3)
 
 
-def test_the_sign_of_an_operand_that_may_be_negative_is_no_zero_pattern() -> None:
-    found = needs(capture(lambda x, w, v: torch.where((y := x @ w) > 0, y, y * 0.1).detach() @ v + y.abs(), matrices()))
-    assert "operand+mask" not in found.values()
+class Gated(torch.autograd.Function):
+    """Saves one value that is a product's operand and whose sign decides where the gradient passes."""
+
+    @staticmethod
+    def forward(ctx, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(y, v)
+        return y @ v
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, v = ctx.saved_tensors
+        return torch.where(y > 0, grads[0] @ v.t(), 0.0), y.t() @ grads[0]
+
+
+@pytest.mark.parametrize("function, need", [(torch.relu, "operand+mask"), (torch.sin, "operand")], ids=str)
+def test_a_zero_pattern_is_one_only_of_what_is_never_negative(function, need: Need) -> None:
+    """A zero-preserving codec is for non-negative values; of others the predicate is saved."""
+    pair = capture(lambda x, w, v: Gated.apply(function(x @ w), v), matrices(), "default")  # type: ignore[no-untyped-call]
+    assert needs(pair)[name_of(pair, function.__name__)] == need
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

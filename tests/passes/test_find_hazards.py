@@ -147,7 +147,7 @@ TERMS: dict[str, Callable[..., torch.Tensor]] = {
 TERM = st.tuples(st.sampled_from(sorted(TERMS)), st.integers(0, 9), st.integers(0, 9))
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(deadline=None, max_examples=15, derandomize=True)
 @given(st.lists(TERM, min_size=1, max_size=6))
 def test_signs_and_distances_from_zero_hold_of_executed_values(steps: list[tuple[str, int, int]]) -> None:
     """What is called positive or non-negative is so for every input, zeros and extremes of a code among them."""
