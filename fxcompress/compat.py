@@ -188,7 +188,8 @@ def convolution_sums_products(
     """Whether ATen's CPU kernel for this convolution adds products as they are, without a transform.
 
     `torch._C._select_conv_backend`: run in 2.13, read in 2.11. oneDNN is called with its direct algorithm, `slow_conv`
-    is a matrix product; NNPACK and the depthwise Winograd kernel transform.
+    is a matrix product; NNPACK and the depthwise Winograd kernel transform. Which one runs depends on
+    `torch.backends.mkldnn.enabled` too, which must not change after compiling.
 
     Args:
         x, weight, bias: the operands, fake or real, of static sizes.

@@ -27,7 +27,8 @@ from fxcompress.passes.splice import (
     set_outputs,
 )
 
-Templates = dict[object, tuple[fx.GraphModule, fx.GraphModule]]
+Templates = dict[object, tuple[int, fx.GraphModule, fx.GraphModule]]
+"""By `_key`: a number, the encode and the decode."""
 
 
 def rewrite(
@@ -55,11 +56,11 @@ def rewrite(
     for index, encoding in enumerate(encodings):
         pairs = encoding.storage.members
         known = len(templates)
-        encode, decode = _traced(encoding, templates, decompositions)
+        number, encode, decode = _traced(encoding, templates, decompositions)
         fresh = len(templates) > known
-        number = list(templates).index(_key(encoding)) if outline and _outlined(encoding) else None
-        parts = _insert_encode(fw, encoding, encode, index, seed, fresh, number)
-        _insert_decode(fw, bw, encoding, decode, parts, fresh, number)
+        shared = number if outline and _outlined(encoding) else None
+        parts = _insert_encode(fw, encoding, encode, index, seed, fresh, shared)
+        _insert_decode(fw, bw, encoding, decode, parts, fresh, shared)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
@@ -70,11 +71,12 @@ def rewrite(
 
 def _traced(
     encoding: Encoding, templates: Templates, decompositions: object | None
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Encode and decode of one encoding as graphs; equal ones are traced once."""
+) -> tuple[int, fx.GraphModule, fx.GraphModule]:
+    """Encode and decode of one encoding as graphs; equal ones are traced once and have one number."""
     key = _key(encoding)
     if key not in templates:
-        templates[key] = _trace(encoding, encoding.source.meta["val"], _is_static(encoding), decompositions)
+        traced = _trace(encoding, encoding.source.meta["val"], _is_static(encoding), decompositions)
+        templates[key] = (len(templates), *traced)
     return templates[key]
 
 
@@ -143,7 +145,7 @@ def _insert_encode(
     index: int,
     seed: int,
     fresh: bool,
-    number: int | None,
+    shared: int | None,
 ) -> list[fx.Node]:
     source = encoding.source
     val = source.meta["val"]
@@ -164,8 +166,8 @@ def _insert_encode(
             )
             salt.meta["val"] = noise.meta["val"]
             arguments.append(salt)
-        if number is not None:
-            return call_outlined(fw, template, f"{PREFIX}encode_{number}", arguments, names)
+        if shared is not None:
+            return call_outlined(fw, template, f"{PREFIX}encode_{shared}", arguments, names)
         return inline(fw.graph, template, arguments, names, fresh=fresh)
 
 
@@ -176,7 +178,7 @@ def _insert_decode(
     template: fx.GraphModule,
     parts: list[fx.Node],
     fresh: bool,
-    number: int | None,
+    shared: int | None,
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
@@ -185,8 +187,8 @@ def _insert_decode(
     first = min(users, key=lambda user: order.get(user, math.inf))
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        if number is not None:
-            (decoded,) = call_outlined(bw, template, f"{PREFIX}decode_{number}", arrived, [None])
+        if shared is not None:
+            (decoded,) = call_outlined(bw, template, f"{PREFIX}decode_{shared}", arrived, [None])
         else:
             (decoded,) = inline(bw.graph, template, arrived, [None], fresh=fresh)
         env[encoding.source] = decoded
