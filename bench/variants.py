@@ -64,6 +64,7 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
         Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
         Variant("actcomp-inlined", "actcomp", {**ours, "disable_passes": ["outline"]}),
+        *(Variant(f"peak-{share}", "actcomp", {**ours, "budget": f"{share}%"}) for share in (75, 50, 35)),
     ]
     return {variant.name: variant for variant in everything}
 

@@ -27,6 +27,7 @@ _HOMES = {
     "GraphPlan": "fxcompress.plan",
     "Plan": "fxcompress.plan",
     "FxcompressError": "fxcompress.errors",
+    "BudgetError": "fxcompress.errors",
     "GraphError": "fxcompress.errors",
     "OptionError": "fxcompress.errors",
     "PlanError": "fxcompress.errors",
@@ -34,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BudgetError",
     "Decision",
     "FxcompressError",
     "GraphError",

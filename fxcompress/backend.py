@@ -17,7 +17,9 @@ from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
 
 RESERVED = ("custom_partitioner_fn",)
-_previous: list[object | None] = []
+_FREEING = {"allow_buffer_reuse": False}
+"""Inductor holds a dead buffer for a later one of its size: up to a third of a step's peak (decision 6)."""
+_previous: list[dict[str, Any]] = []
 
 
 def actcomp(
@@ -50,7 +52,7 @@ def actcomp(
     for key in RESERVED:
         if key in extra:
             raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
-    patches = {**compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
+    patches = {**_FREEING, **compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
 
@@ -71,13 +73,14 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
     for name in ("inner", "mode", "inductor"):
         if getattr(chosen, name) != getattr(Options(), name):
             raise OptionError(f"option {name!r} has no effect in install(): give it to torch.compile")
-    _previous.append(compat.set_inductor_partitioner(ActcompPartitioner(chosen)))
+    partitioner = ActcompPartitioner(chosen)
+    _previous.append(compat.set_inductor_config({**_FREEING, "custom_partitioner_fn": partitioner}))
 
 
 def uninstall() -> None:
     """Undo the latest `install`. Does nothing if there is none."""
     if _previous:
-        compat.set_inductor_partitioner(_previous.pop())
+        compat.set_inductor_config(_previous.pop())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ by the test suite on that version, "read" means its source was compared.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,30 +43,79 @@ def partition(
         )
 
 
+NodeInfo = Any
+"""`partitioners.NodeInfo`: PyTorch's classification of a joint graph's nodes; read in 2.11, run in 2.13."""
+Chooser = Callable[[fx.Graph, NodeInfo, Callable[[bool], list[fx.Node]]], list[fx.Node]]
+"""`(joint graph, classification, PyTorch's choice) -> values to save`; that choice takes whether to rebuild more."""
+
+
 @contextlib.contextmanager
-def observe_saved_values(observer: Callable[[fx.Graph, Any, Callable[[], list[fx.Node]]], None]) -> Iterator[None]:
-    """Call `observer(graph, node_info, plain_choice)` when PyTorch chooses what to save.
+def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
+    """Let `chooser` answer when PyTorch's partitioner asks what to save.
 
     Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11.
-    `plain_choice()` returns what PyTorch's own settings would save.
     """
     from torch._functorch import config, partitioners
 
     original = partitioners.choose_saved_values_set
 
-    def chooser(joint_graph: fx.Graph, node_info: Any, memory_budget: float = 1) -> list[fx.Node]:
-        def plain_choice() -> list[fx.Node]:
-            with config.patch(recompute_views=False, ban_recompute_materialized_backward=True):
+    def choose(joint_graph: fx.Graph, node_info: NodeInfo, memory_budget: float = 1) -> list[fx.Node]:
+        def torch_choice(rebuild_more: bool) -> list[fx.Node]:
+            with config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more):
                 return list(original(joint_graph, node_info, memory_budget=memory_budget))
 
-        observer(joint_graph, node_info, plain_choice)
-        return list(original(joint_graph, node_info, memory_budget=memory_budget))
+        return chooser(joint_graph, node_info, torch_choice)
 
-    partitioners.choose_saved_values_set = chooser
+    partitioners.choose_saved_values_set = choose
     try:
         yield
     finally:
         partitioners.choose_saved_values_set = original
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputeRules:
+    """Nodes that depend on a tangent; other results of the backward; what runs once; what a checkpoint recomputes."""
+
+    backward: frozenset[fx.Node]
+    wanted: frozenset[fx.Node]
+    fixed: frozenset[fx.Node]
+    forced: frozenset[fx.Node]
+
+
+def recompute_rules(joint: fx.Graph, info: NodeInfo) -> RecomputeRules:
+    """The rules of `partitioners.solve_min_cut` that are about legality, without its heuristics about speed.
+
+    `partitioners.must_recompute`, `NodeInfo.required_bw_nodes`, `tangents_closure`: run in
+    2.13, read in 2.11.
+    """
+    from torch._functorch import partitioners
+
+    forced = {node for node in joint.nodes if partitioners.must_recompute(node)}
+    fixed = {node for node in joint.nodes if _runs_once(node) and info.is_required_fw(node)}
+    fixed |= {node for node in joint.find_nodes(op="placeholder") if node not in info.required_bw_nodes}
+    backward = frozenset(info.tangents_closure)
+    return RecomputeRules(
+        backward, frozenset(info.required_bw_nodes) - backward, frozenset(fixed - forced), frozenset(forced)
+    )
+
+
+def _runs_once(node: fx.Node) -> bool:
+    """Random, marked by PyTorch as to be saved, or an operator of which nothing is known."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    if node.op != "call_function":
+        return False
+    if node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE:
+        return True
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return (
+            torch.Tag.nondeterministic_seeded in target.tags
+            or target.namespace not in ("aten", "prims")
+            or target._schema.is_mutable
+        )
+    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
 def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
@@ -108,10 +158,8 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], patches: Ma
 
 
 def partition_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: object) -> Callable[..., Any]:
-    """Run all of Inductor up to the partitioned graphs, then interpret them: the same graphs, no code generation.
-
-    `compile_fx(inner_compile=…)`, `fx_passes.post_grad.view_to_reshape`: run in 2.13, read in 2.11.
-    """
+    """Run Inductor up to the partitioned graphs and interpret those: `compile_fx(inner_compile=…)`,
+    `fx_passes.post_grad.view_to_reshape`: run in 2.13, read in 2.11."""
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.fx_passes.post_grad import view_to_reshape
 
@@ -148,12 +196,13 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
     return dict(list_mode_options(mode)) if mode not in (None, "default") else {}
 
 
-def set_inductor_partitioner(partitioner: object | None) -> object | None:
-    """Set Inductor's `config.custom_partitioner_fn` and return the previous one; run in 2.13, read in 2.11."""
+def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`; returns the old. Run in 2.13, read in 2.11."""
     from torch._inductor import config
 
-    previous: object | None = config.custom_partitioner_fn
-    config.custom_partitioner_fn = partitioner  # type: ignore[assignment]
+    previous = {name: getattr(config, name) for name in values}
+    for name, value in values.items():
+        setattr(config, name, value)
     return previous
 
 
@@ -187,9 +236,8 @@ def convolution_sums_products(
 ) -> bool:
     """Whether ATen's CPU kernel for this convolution adds products as they are, without a transform.
 
-    `torch._C._select_conv_backend`: run in 2.13, read in 2.11. oneDNN is called with its direct algorithm, `slow_conv`
-    is a matrix product; NNPACK and the depthwise Winograd kernel transform. Which one runs depends on
-    `torch.backends.mkldnn.enabled` too, which must not change after compiling.
+    `torch._C._select_conv_backend`: run in 2.13, read in 2.11. oneDNN's direct algorithm and `slow_conv` do; NNPACK and
+    depthwise Winograd do not. `torch.backends.mkldnn.enabled` decides too, and must not change after compiling.
 
     Args:
         x, weight, bias: the operands, fake or real, of static sizes.

@@ -16,6 +16,17 @@ class PlanError(FxcompressError):
     """A plan file cannot be read, or does not fit the graph it is replayed on."""
 
 
+class BudgetError(FxcompressError):
+    """No plan found keeps the predicted peak below the budget; the message states the lowest peak that was found.
+
+    `peak_bytes` is the predicted peak of the plan that was tried.
+    """
+
+    def __init__(self, message: str, *, peak_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.peak_bytes = peak_bytes
+
+
 class GraphError(FxcompressError):
     """A rewritten graph pair breaks a rule of the partition contract (a bug here, never in the user's model)."""
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 INNER = ("inductor", "aot_eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
+PERCENT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})? *%", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,20 @@ def parse_bytes(value: object) -> int:
             raise ValueError(value)
         value = int(exact)
     return _whole(value, 0, 2**63 - 1)
+
+
+def parse_budget(value: object) -> object:
+    """Read a peak: a byte count, or a share of plain Inductor's peak such as "50%", which stays text.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        share = Decimal(value.strip()[:-1].strip()) if PERCENT.fullmatch(value.strip()) else Decimal(0)
+        if not 0 < share <= 1000:
+            raise ValueError(value)
+        return f"{share.normalize():f}%"
+    return parse_bytes(value)
 
 
 def _whole(value: object, low: int, high: int) -> int:
@@ -146,6 +161,7 @@ RULES: dict[str, Rule] = {
     "codec": _one_of(("affine", "float8")),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
+    "budget": _optional(Rule('a byte count such as "8GiB", or a share such as "50%"', parse_budget, str)),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),

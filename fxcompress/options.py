@@ -18,7 +18,7 @@ from fxcompress.option_rules import parse_bytes as parse_bytes
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
-DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "lossy", "min_bytes")
+DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "budget", "lossy", "min_bytes")
 """Options that a replayed plan has already answered."""
 
 
@@ -37,6 +37,10 @@ class Options:
     """How lossy codes are rounded: stochastic (unbiased), nearest, or auto: nearest at 8 bits, stochastic below."""
     group: int = 0
     """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024."""
+    budget: int | str | None = None
+    """Highest predicted peak of a step, per graph: bytes (an int, or text such as "8GiB"), or a share of the predicted
+    peak under PyTorch's own partition ("50%"). Parameters, their gradients and the optimizer's state do not count. What
+    is kept, recomputed and encoded is then chosen together, at no fewer bits than the other options say."""
     lossy: bool = True
     """False: exact codecs only."""
     min_bytes: int = 16384

@@ -17,10 +17,11 @@ import torch
 from torch import fx
 
 from fxcompress import compat, ledger, pipeline, plan_io
+from fxcompress.cut_to_budget import Cutter, Rewriter, cut_to_budget
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
-from fxcompress.passes.alias import distinct_nbytes
 from fxcompress.passes.align_names import align_names
+from fxcompress.passes.cut_within import saved_nbytes
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.plan import Plan
 
@@ -115,35 +116,58 @@ def refuse_unsupported(joint: fx.GraphModule) -> None:
 
 
 def _compress(
-    cut: Callable[..., compat.Partition],
+    cut: Cutter,
     options: Options,
     plan: Plan | None,
     num_fwd_outputs: int,
     static_indices: Sequence[int] | None,
     decompose: bool,
 ) -> compat.Partition:
+    """Cut and rewrite; the first of the cuts that a budget allows whose rewritten pair keeps it."""
+    rewriting = functools.partial(_rewritten, options, plan, num_fwd_outputs, static_indices, decompose)
+    decided = pipeline.decided(plan, options)
+    if decided.budget is None:
+        result = _cut_by_pytorch(cut, rewriting)
+    else:
+        result = cut_to_budget(cut, rewriting, decided, num_fwd_outputs)
+    ledger.record(result.plan, options)
+    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([result.plan], options)))
+    return result.fw, result.bw
+
+
+def _cut_by_pytorch(cut: Cutter, rewriting: Rewriter) -> pipeline.Result:
     plain: list[int] = []
 
-    def observe(graph: fx.Graph, info: Any, plain_choice: Callable[[], list[fx.Node]]) -> None:
-        plain.append(
-            distinct_nbytes([node for node in plain_choice() if isinstance(node.meta.get("val"), torch.Tensor)])
-        )
+    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
+        plain.append(saved_nbytes(torch_choice(False)))
+        return torch_choice(True)
 
-    with compat.observe_saved_values(observe):
-        fw, bw = cut(rebuild_more=True)
+    with compat.choosing_saved_values(choose):
+        pair = cut(rebuild_more=True)
+    return rewriting(pair, plain[0] if plain else None, None)
+
+
+def _rewritten(
+    options: Options,
+    plan: Plan | None,
+    num_fwd_outputs: int,
+    static_indices: Sequence[int] | None,
+    decompose: bool,
+    pair: compat.Partition,
+    plain_saved_bytes: int | None,
+    budget: pipeline.Budget | None,
+) -> pipeline.Result:
+    fw, bw = pair
     align_names(fw, bw, num_fwd_outputs)
     inputs = placeholders(fw)
-    parameters = [inputs[i].name for i in static_indices or () if i < len(inputs)]
-    result = pipeline.run(
+    return pipeline.run(
         fw,
         bw,
         options,
         num_fwd_outputs=num_fwd_outputs,
-        parameters=parameters,
+        parameters=[inputs[i].name for i in static_indices or () if i < len(inputs)],
         plan=plan,
-        plain_saved_bytes=plain[0] if plain else None,
+        plain_saved_bytes=plain_saved_bytes,
         decompositions=compat.inductor_decompositions() if decompose else None,
+        budget=budget,
     )
-    ledger.record(result.plan, options)
-    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([result.plan], options)))
-    return result.fw, result.bw

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from torch import fx
 
+from fxcompress import costs
+from fxcompress.errors import BudgetError
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
 from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import Storage, find_storages
@@ -26,14 +28,15 @@ from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.liveness import find_peak
+from fxcompress.passes.fit_budget import fit_budget
+from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
-from fxcompress.passes.shield_weights import shield_weights
+from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.values import Known, find_values
-from fxcompress.plan import KEEP, GraphPlan, Plan
+from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,6 +50,19 @@ class Result:
     bw: fx.GraphModule
     plan: GraphPlan
     timings_ms: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A peak to stay below. `target_bytes` is what is aimed at, `limit_bytes` what is promised."""
+
+    limit_bytes: int
+    target_bytes: int
+    plain_peak_bytes: int
+    lowest_peak_bytes: int
+    cut: str
+    recompute_s: float
+    step_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +95,7 @@ def run(
     plan: Plan | None = None,
     plain_saved_bytes: int | None = None,
     decompositions: object | None = None,
+    budget: Budget | None = None,
 ) -> Result:
     """Plan and rewrite one forward/backward pair. The graphs are edited in place.
 
@@ -92,13 +109,15 @@ def run(
         plan: replay these decisions instead of choosing.
         plain_saved_bytes: what PyTorch's own cut saves, for the report; the pair's own if None.
         decompositions: operator decompositions of the compiler that gets the result, or None.
+        budget: where the cut was chosen for a budget, what that comes to; None: what `options.budget` says of the pair.
 
     Raises:
+        BudgetError: the predicted peak of the rewritten pair is above the budget.
         UnsupportedGraphError: the pair does not keep the partition contract.
         PlanError: `plan` does not fit.
         GraphError: the result breaks the contract (a bug in fxcompress).
     """
-    options = _decided(plan, options or Options())
+    options = decided(plan, options or Options())
     clock = _Clock()
     count = count_user_outputs(fw, bw) if num_fwd_outputs is None else num_fwd_outputs
     fused = options.inner == "inductor"
@@ -107,8 +126,8 @@ def run(
     clock.run("expose_predicates", lambda: expose_predicates(bw))
     first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     channels_last = find_channels_last(fw) if fused else set()
-    layout = {"fused": fused, "channels_last": bool(channels_last)}
-    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, **layout))
+    machine = Machine(fused, bool(channels_last))
+    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
     exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
@@ -119,8 +138,12 @@ def run(
             found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
         ),
     )
-    if channels_last and "shield_weights" not in options.disable_passes:
-        clock.run("shield_weights", lambda: (shield_weights(fw), shield_weights(bw)))
+    fits: tuple[Fit, ...] = ()
+    if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
+        choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
+        fits = (fit,)
+    if channels_last and "shield_inputs" not in options.disable_passes:
+        clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     # Subgraphs take their arguments in the strides that the graph states, which channels last are not.
     outline = fused and not channels_last and "outline" not in options.disable_passes
     clock.run(
@@ -128,11 +151,11 @@ def run(
         lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed, outline=outline),
     )
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
-    peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, **layout))
+    peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)
-    graph_plan = _graph_plan(
-        key, choice, before, before if plain_saved_bytes is None else plain_saved_bytes, peak_before, peak_after
-    )
+    plain = before if plain_saved_bytes is None else plain_saved_bytes
+    fits = stored.fits if stored is not None else _kept(fits, peak_after, options)
+    graph_plan = replace(_graph_plan(key, choice, before, plain, peak_before, peak_after), fits=fits)
     log.info("%s", _Summary(graph_plan, clock))
     return Result(fw, bw, graph_plan, tuple(clock.timings_ms))
 
@@ -186,7 +209,7 @@ def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:
     return {tensor.name for tensor in saved if strictest(needs[tensor.storage]).endswith("+mask")}
 
 
-def _decided(plan: Plan | None, options: Options) -> Options:
+def decided(plan: Plan | None, options: Options) -> Options:
     """The options that a plan was made with, where they decide which graph its decisions are about."""
     made = {name: value for name, value in (plan.options if plan is not None else ()) if name in DECIDED_BY_PLAN}
     return replace(options, plan=None, **made) if made else options  # type: ignore[arg-type]
@@ -197,6 +220,58 @@ def _lossy_names(saved: Sequence[SavedTensor], options: Options, stored: GraphPl
     names = {t.name for t in saved if options.lossy and lossy_need(t.need) and not t.refusal and t.name not in finite}
     exact = {"valueset", KEEP, SHARED}
     return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
+
+
+def budget_bytes(budget: int | str, plain_peak_bytes: int) -> int:
+    """The limit that an option `budget` states: bytes, or a share of PyTorch's own peak."""
+    if isinstance(budget, int):
+        return budget
+    return int(plain_peak_bytes * float(budget.removesuffix("%")) / 100)
+
+
+def _own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before: Peak) -> Budget | None:
+    """The budget of a pair that was cut without one."""
+    if options.budget is None:
+        return None
+    limit = budget_bytes(options.budget, before.peak_bytes)
+    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, costs.step_s(fw, bw))
+
+
+def _fit(
+    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, budget: Budget, machine: Machine
+) -> tuple[Choice, Fit]:
+    fitted = fit_budget(
+        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=machine, step_s=budget.step_s
+    )
+    lowest = min(budget.lowest_peak_bytes, fitted.lowest_peak_bytes)
+    fit = Fit(
+        budget.limit_bytes,
+        budget.plain_peak_bytes,
+        lowest,
+        budget.cut,
+        budget.recompute_s,
+        fitted.code_s,
+        fitted.bound_s,
+    )
+    return fitted.choice, fit
+
+
+def _kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...]:
+    """The fits with the peak reached among the reachable ones; raises where it is above the budget."""
+    reached = tuple(replace(fit, lowest_peak_bytes=min(fit.lowest_peak_bytes, after.peak_bytes)) for fit in fits)
+    for fit in reached:
+        if after.peak_bytes > fit.limit_bytes:
+            raise BudgetError(_shortfall(fit, options), peak_bytes=after.peak_bytes)
+    return reached
+
+
+def _shortfall(fit: Fit, options: Options) -> str:
+    """What a budget error says."""
+    return (
+        f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {fit.lowest_peak_bytes} bytes at "
+        f"bits={options.bits}, operand_bits={options.operand_bits} (PyTorch's own: {fit.plain_peak_bytes}); state a "
+        "larger budget, lower these widths, or make the batch smaller"
+    )
 
 
 def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:

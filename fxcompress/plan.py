@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fxcompress.facts import Peak, SavedTensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Param = int | float | str | bool
 KEEP = "keep"
 
@@ -22,6 +22,25 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """How a plan meets a peak-memory budget. Seconds are a model (`fxcompress.costs`), for comparing plans only."""
+
+    limit_bytes: int
+    plain_peak_bytes: int
+    """Predicted peak of PyTorch's own cut of the same joint graph, nothing encoded."""
+    lowest_peak_bytes: int
+    """The lowest peak that was found reachable under the same options."""
+    cut: str
+    """Which cut of the joint graph it is: PyTorch's, or ours at a price per byte."""
+    recompute_s: float
+    """Seconds of computing in the backward once more what the forward computed, above PyTorch's own cut."""
+    code_s: float
+    """Seconds of encoding and decoding, with what their error is weighed at."""
+    bound_s: float
+    """No choice of representations for this cut has a lower `code_s`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GraphPlan:
     """All decisions for one graph, keyed by its fingerprint."""
 
@@ -34,6 +53,8 @@ class GraphPlan:
     """What PyTorch's own cut of the same joint graph saves."""
     peak_before: Peak
     peak_after: Peak
+    fits: tuple[Fit, ...] = ()
+    """One under a budget, none without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """Live bytes over one training step, and their peak.
 
-`find_peak(fw, bw, num_fwd_outputs, fused=…)` simulates the two graphs in their order: a storage is allocated by its
-first node, freed after its last use, and saved tensors live across the turn. With `fused`, pointwise operators that
-only feed other fusible operators are computed where they are read and never stored, as Inductor does; a pointwise
-result takes over an operand of its size that dies with it. Caller-held tensors (parameters, inputs) and the gradients
-that the backward returns are not counted. A model of memory, exact for an interpreter (`fused=False`). Read-only.
+`find_peak(fw, bw, num_fwd_outputs, machine)` simulates the two graphs in their order: a storage is allocated by its
+first node, freed after its last use, and saved tensors live across the turn. On a machine that fuses, pointwise
+operators that only feed other fusible operators are computed where they are read and never stored, as Inductor does; a
+pointwise result takes over an operand of its size that dies with it. Tensors
+that the caller holds (parameters, inputs) and the gradients that the backward returns are not counted. A model of
+memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
@@ -15,8 +16,9 @@ from torch import fx
 
 from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.phases import Phase, phase_of
 from fxcompress.passes.workspace import workspace_nbytes
 
 Buffer = int
@@ -40,29 +42,35 @@ class Step:
     workspace_bytes: int
 
 
-def find_peak(
-    fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, *, fused: bool, channels_last: bool = False
-) -> Peak:
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How the inner compiler runs a graph: whether it fuses pointwise operators, and whether it computes convolutions
+    with channels last, whatever the strides say."""
+
+    fused: bool
+    channels_last: bool = False
+
+
+def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, machine: Machine) -> Peak:
     """Predict the live-bytes curve of one forward and backward. Symbolic sizes count by their hint.
 
     Args:
         fw, bw: the pair.
         num_fwd_outputs: how many forward outputs are the user's.
-        fused: whether the inner compiler fuses pointwise operators.
-        channels_last: whether it computes convolutions with channels last, whatever the strides say.
+        machine: how they are run.
     """
-    saved = {key: size for out in outputs(fw)[num_fwd_outputs:] for key, size in _buffer(out)}
-    held = {key for node in placeholders(fw) for key, _ in _buffer(node)}
-    kept = set(saved) | {key for out in outputs(fw)[:num_fwd_outputs] for key, _ in _buffer(out)}
-    forward = _simulate(_steps(fw, fused, channels_last), {}, held, kept)
-    resident = sum(size for key, size in saved.items() if key not in held)
-    first = outputs(fw)[num_fwd_outputs:]
-    names = {out.name for out in first if isinstance(out, fx.Node) and storage_key(out) in held}
-    incoming = {key: size for node in placeholders(bw) if node.name not in names for key, size in _buffer(node)}
-    excluded = {key for node in placeholders(bw) if node.name in names for key, _ in _buffer(node)}
-    gradients = {key for out in outputs(bw) for key, _ in _buffer(out)}
-    backward = _simulate(_steps(bw, fused, channels_last), incoming, excluded | gradients, set())
-    return _peak(forward, backward, resident)
+    forward, backward = phase_of(fw), phase_of(bw)
+    held = {key for node in forward.inputs for key, _ in buffers_of(node)}
+    kept = {key for out in forward.returned for key, _ in buffers_of(out)}
+    before = simulate(find_steps(forward, machine), {}, held, kept)
+    handed = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    resident = sum({key: size for out in handed for key, size in buffers_of(out) if key not in held}.values())
+    names = {out.name for out in handed if storage_key(out) in held}
+    incoming = {key: size for node in backward.inputs if node.name not in names for key, size in buffers_of(node)}
+    excluded = {key for node in backward.inputs if node.name in names for key, _ in buffers_of(node)}
+    gradients = {key for out in backward.returned for key, _ in buffers_of(out)}
+    after = simulate(find_steps(backward, machine), incoming, excluded | gradients, set())
+    return _peak(before, after, resident)
 
 
 def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:
@@ -79,9 +87,8 @@ def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resid
     )
 
 
-def _buffer(node: object) -> list[tuple[Buffer, int]]:
-    if not isinstance(node, fx.Node):
-        return []
+def buffers_of(node: fx.Node) -> list[tuple[Buffer, int]]:
+    """The storage behind a node's tensor and its bytes; nothing for sizes, tuples and subclasses."""
     key = storage_key(node)
     return [] if key is None else [(key, storage_nbytes(node.meta["val"]))]
 
@@ -90,7 +97,7 @@ def _result_buffers(node: fx.Node) -> list[tuple[Buffer, int]]:
     """Storages of a node's value, or of every element of its tuple."""
     val = node.meta.get("val")
     if isinstance(val, torch.Tensor):
-        return _buffer(node)
+        return buffers_of(node)
     items = [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
     return [(int(item.untyped_storage()._cdata), storage_nbytes(item)) for item in items]
 
@@ -103,49 +110,50 @@ def is_opaque(node: fx.Node) -> bool:
     return op_name(node) in _OPAQUE or is_attention(node)
 
 
-def is_inlined(node: fx.Node) -> bool:
+def is_inlined(node: fx.Node, phase: Phase) -> bool:
     """Whether Inductor computes `node` where it is read. Views follow what they view."""
     if node.op != "call_function" or is_view(node) or is_opaque(node) or op_name(node) in REDUCTIONS:
         return False
-    return all(_fuses(user) for user in node.users)
+    return is_fused_away(node, phase)
 
 
-def _fuses(user: fx.Node) -> bool:
-    if user.op == "output":
+def is_fused_away(node: fx.Node, phase: Phase) -> bool:
+    """Whether every reader in this phase is a kernel that Inductor generates."""
+    if node in phase.leaving:
         return False
-    if is_view(user):
-        return all(_fuses(next_user) for next_user in user.users)
-    return not is_opaque(user)
+    return all(is_fused_away(user, phase) if is_view(user) else not is_opaque(user) for user in phase.users(node))
 
 
-def _steps(gm: fx.GraphModule, fused: bool, channels_last: bool) -> list[Step]:
+def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
-    through: dict[fx.Node, frozenset[Buffer]] = {}
+    through: dict[fx.Node, frozenset[Buffer]] = {
+        node: frozenset(key for key, _ in buffers_of(node)) for node in phase.inputs
+    }
     steps: list[Step] = []
     seen: set[Buffer] = set()
-    for node in gm.graph.nodes:
-        if node.op == "output":
-            continue
+    for node in phase.nodes:
         reads = frozenset[Buffer]().union(*(through.get(arg, frozenset()) for arg in node.all_input_nodes))
         if node.op != "call_function":
-            through[node] = frozenset(key for key, _ in _buffer(node))
-            continue
-        if node.target is operator.getitem:
+            through[node] = frozenset(key for key, _ in buffers_of(node))
+        elif node.target is operator.getitem:
             # One element keeps no other alive.
-            through[node] = frozenset(key for key, _ in _buffer(node)) & reads or reads
-            continue
-        if fused and is_inlined(node):
+            through[node] = frozenset(key for key, _ in buffers_of(node)) & reads or reads
+        elif _runs_nothing(node, phase, machine):
             through[node] = reads
-            continue
-        if is_view(node) and (fused or _views_input(node)):
-            through[node] = reads
-            continue
-        made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
-        seen.update(key for key, _ in made)
-        through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
-        workspace = workspace_nbytes(node, channels_last=channels_last)
-        steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), fused and not is_opaque(node), workspace))
+        else:
+            made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
+            seen.update(key for key, _ in made)
+            through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
+            workspace = workspace_nbytes(node, channels_last=machine.channels_last)
+            in_place = machine.fused and not is_opaque(node)
+            steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, workspace))
     return steps
+
+
+def _runs_nothing(node: fx.Node, phase: Phase, machine: Machine) -> bool:
+    if machine.fused and is_inlined(node, phase):
+        return True
+    return is_view(node) and (machine.fused or _views_input(node))
 
 
 def _views_input(node: fx.Node) -> bool:
@@ -155,7 +163,7 @@ def _views_input(node: fx.Node) -> bool:
     return own <= keys
 
 
-def _simulate(
+def simulate(
     steps: list[Step], live: dict[Buffer, int], uncounted: set[Buffer], kept: set[Buffer]
 ) -> list[tuple[str, int]]:
     """Live bytes at each step: `live` at the start, `uncounted` never counted, `kept` never freed."""

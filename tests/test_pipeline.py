@@ -20,7 +20,7 @@ from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_saved import find_saved
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.liveness import find_peak
+from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, GraphPlan, Plan
 from fxcompress.testing_graphs import Function, Pair, capture, run, same
@@ -82,7 +82,7 @@ def test_read_only_passes_change_nothing_and_repeat_themselves() -> None:
         demands = find_demands(pair.bw, pairs, values)
         masked = find_masked(pair.fw)
         saved = collect(storages, demands, values, masked, 64)
-        peak = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, fused=True)
+        peak = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(True))
         return pairs, storages, values, demands, masked, saved, peak, fingerprint(pair.fw, pair.bw)
 
     assert findings() == findings()

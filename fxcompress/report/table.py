@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, GraphPlan, Plan
+from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.text import human_bytes, printable, ratio, representation, short_op, signed_bytes
@@ -98,6 +98,7 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
             f" ({ratio(before.peak_bytes, after.peak_bytes)}), at {after.at}; without parameters",
         )
     )
+    lines.extend(_fit_line(fit) for fit in graph.fits)
     _print_totals(console, lines)
     if verbose:
         for decision in held:
@@ -107,6 +108,16 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
 def _saved_line(before: int, after: int, plain: int) -> tuple[str, str]:
     text = f"{human_bytes(before)} → {human_bytes(after)} ({ratio(before, after)})"
     return "saved for backward", f"{text}; PyTorch's own cut saves {human_bytes(plain)}, {ratio(plain, after)} as much"
+
+
+def _fit_line(fit: Fit) -> tuple[str, str]:
+    modelled = f"recomputing {1e3 * fit.recompute_s:.3g} ms, coding {1e3 * fit.code_s:.3g} ms"
+    return (
+        "budget",
+        f"{human_bytes(fit.limit_bytes)} of PyTorch's own {human_bytes(fit.plain_peak_bytes)}; lowest peak found "
+        f"{human_bytes(fit.lowest_peak_bytes)}; cut: {fit.cut}; modelled: {modelled} (no choice for this cut below "
+        f"{1e3 * fit.bound_s:.3g} ms)",
+    )
 
 
 def _print_totals(console: Console, lines: Sequence[tuple[str, str]]) -> None:

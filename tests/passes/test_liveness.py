@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from fxcompress import pipeline
 from fxcompress.options import Options
-from fxcompress.passes.liveness import find_peak
+from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.testing_graphs import Function, Pair, Partition, capture, measure
 from fxcompress.testing_programs import Program, programs
 
@@ -20,7 +20,7 @@ def matrix(seed: int = 0) -> torch.Tensor:
 
 
 def predicted(pair: Pair) -> tuple[int, int]:
-    peak = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, fused=False)
+    peak = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(False))
     return peak.forward_peak_bytes, peak.backward_peak_bytes
 
 
@@ -114,6 +114,6 @@ def test_packed_outputs_of_equal_layers_count_separately() -> None:
 
 def test_inlined_operators_are_never_stored() -> None:
     pair = capture(lambda x: ((x * 2).sin() + 1).sum(), (matrix(),))
-    unfused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, fused=False)
-    fused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, fused=True)
+    unfused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(False))
+    fused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(True))
     assert fused.forward_peak_bytes == 4 < unfused.forward_peak_bytes

@@ -1,0 +1,99 @@
+"""Seconds that a step spends on recomputing, encoding and decoding: a roofline, for ranking plans.
+
+Rates come from a table of data sheets, not from a measurement, so that equal graphs give equal plans on every rank
+and in every process. Seconds are good for comparing two plans of one graph and nothing else.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxcompress.passes.alias import hint, nbytes_of
+from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device does per second. `encode_passes`, `decode_passes`: how many copies of the tensor a stochastic
+    encode and a decode take as long as."""
+
+    name: str
+    bytes_per_s: float
+    flops_per_s: float
+    half_flops_per_s: float
+    encode_passes: float
+    decode_passes: float
+
+
+_CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5)
+_GPUS = (
+    Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0),
+    Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0),
+    Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0),
+)
+"""Newest first; another GPU is taken for the last."""
+_FUSED = 0.25
+"""Share of a pass over memory that a fused pointwise operator costs."""
+
+
+def rates_of(device: torch.device) -> Rates:
+    """The rates of a device; an unknown GPU counts as the slowest known."""
+    if device.type != "cuda":
+        return _CPU
+    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
+    return next((rates for rates in _GPUS if rates.name in name), _GPUS[-1])
+
+
+def recompute_s(node: fx.Node, rates: Rates) -> float:
+    """Seconds to run `node` once more, its inputs at hand; views and sizes are free."""
+    vals = _tensors(node.meta.get("val"))
+    if node.op != "call_function" or is_view(node) or not vals:
+        return 0.0
+    written = sum(map(nbytes_of, vals))
+    read = sum(nbytes_of(val) for arg in node.all_input_nodes for val in _tensors(arg.meta.get("val")))
+    flops = _flops(node)
+    if flops:
+        rate = rates.flops_per_s if vals[0].dtype.itemsize >= 4 else rates.half_flops_per_s
+        return flops / rate + (read + written) / rates.bytes_per_s
+    if op_name(node) in REDUCTIONS:
+        return read / rates.bytes_per_s
+    return _FUSED * 2 * written / rates.bytes_per_s
+
+
+def step_s(*graphs: fx.GraphModule) -> float:
+    """Seconds to run every node of these graphs once."""
+    nodes = [node for gm in graphs for node in gm.graph.nodes]
+    device = next((val.device for node in nodes for val in _tensors(node.meta.get("val"))), torch.device("cpu"))
+    return sum(recompute_s(node, rates_of(device)) for node in nodes)
+
+
+def code_s(nbytes: int, packed_bytes: int, stochastic: bool, rates: Rates) -> float:
+    """Seconds to encode a tensor of `nbytes` and to decode it once."""
+    encode = (nbytes + packed_bytes) * (rates.encode_passes if stochastic else rates.decode_passes)
+    return (encode + (nbytes + packed_bytes) * rates.decode_passes) / rates.bytes_per_s
+
+
+def _tensors(val: object) -> list[torch.Tensor]:
+    items = val if isinstance(val, (tuple, list)) else (val,)
+    return [item for item in items if isinstance(item, torch.Tensor) and item.layout is torch.strided]
+
+
+def _flops(node: fx.Node) -> int:
+    """Floating-point operations of a product, convolution or attention; 0 for everything else."""
+    from torch.utils.flop_counter import flop_registry
+
+    packet = getattr(node.target, "_overloadpacket", None)
+    if packet not in flop_registry:
+        return 0
+    # It takes shapes for tensors; symbolic ones would leave guards behind.
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: _shapes(arg.meta.get("val")))
+    return math.ceil(flop_registry[packet](*args, **kwargs, out_val=_shapes(node.meta.get("val"))))
+
+
+def _shapes(val: object) -> object:
+    """A tensor's shape in numbers; the same for each tensor of a tuple."""
+    if isinstance(val, (tuple, list)):
+        return tuple(map(_shapes, val))
+    return tuple(map(hint, val.shape)) if isinstance(val, torch.Tensor) else val

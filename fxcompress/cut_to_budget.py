@@ -1,0 +1,120 @@
+"""From a joint graph and a budget to a rewritten pair whose predicted peak keeps it.
+
+The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten. What only
+shows then (exact needs, the working memory of codecs) may put the peak above the budget: the same cut is tried once
+more with a lower aim, then the next cuts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import fx
+
+from fxcompress import compat
+from fxcompress.errors import BudgetError, PlanError
+from fxcompress.options import Options
+from fxcompress.passes.cut_within import Cut, Cuts, cut_within
+from fxcompress.passes.find_channels_last import find_channels_last
+from fxcompress.passes.liveness import Machine
+from fxcompress.pipeline import Budget, Result, budget_bytes
+
+CUTS_TRIED = 3
+"""Further cuts are rarely better where these failed, and each costs an extraction."""
+
+
+class Cutter(Protocol):
+    """Cuts the joint graph at hand, saving what PyTorch, or `compat.choosing_saved_values`, says."""
+
+    def __call__(self, *, rebuild_more: bool) -> compat.Partition: ...
+
+
+class Rewriter(Protocol):
+    """Rewrites a pair under a budget."""
+
+    def __call__(self, pair: compat.Partition, plain_saved_bytes: int | None, budget: Budget | None, /) -> Result: ...
+
+
+@dataclass(slots=True)
+class _Chooser:
+    """Answers what to save: nothing is decided at the first call, which ranks the cuts, then the cut it is told."""
+
+    options: Options
+    num_fwd_outputs: int
+    limit_bytes: int = 0
+    cuts: Cuts | None = None
+    taken: int = 0
+    excess_bytes: int = 0
+    """By how much the cut taken missed the limit so far."""
+
+    def next(self, error: BudgetError | PlanError) -> None:
+        """Aim lower with the same cut once, then take the next one."""
+        if isinstance(error, BudgetError) and not self.excess_bytes:
+            self.excess_bytes = error.peak_bytes - self.limit_bytes
+        else:
+            self.taken, self.excess_bytes = self.taken + 1, 0
+
+    def choose(
+        self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]
+    ) -> list[fx.Node]:
+        if self.cuts is None:
+            self._rank(joint, info, torch_choice)
+        assert self.cuts is not None
+        named = {node.name: node for node in joint.nodes}
+        # Every extraction starts from a copy of the joint graph.
+        return [named[node.name] for node in self.cuts.ranked[self.taken].saved]
+
+    def _rank(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> None:
+        gm = joint.owning_module
+        assert gm is not None
+        fused = self.options.inner == "inductor"
+        machine = Machine(fused, fused and bool(find_channels_last(gm)))
+
+        def limit_of(plain_peak_bytes: int) -> int:
+            assert self.options.budget is not None
+            self.limit_bytes = budget_bytes(self.options.budget, plain_peak_bytes)
+            return self.limit_bytes
+
+        self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
+
+
+def cut_to_budget(cut: Cutter, rewriting: Rewriter, options: Options, num_fwd_outputs: int) -> Result:
+    """Cut and rewrite the joint graph that `cut` holds.
+
+    Raises:
+        BudgetError: no cut tried leads to a pair that keeps the budget.
+        PlanError: a plan is replayed that was made for another graph.
+    """
+    chooser = _Chooser(options, num_fwd_outputs)
+    failures: list[BudgetError | PlanError] = []
+    while chooser.taken < CUTS_TRIED and (chooser.cuts is None or chooser.taken < len(chooser.cuts.ranked)):
+        with compat.choosing_saved_values(chooser.choose):
+            pair = cut(rebuild_more=True)
+        if chooser.cuts is None:  # nothing depends on a tangent, and PyTorch did not ask
+            return rewriting(pair, None, None)
+        try:
+            return rewriting(pair, chooser.cuts.plain_saved_bytes, _budget(chooser))
+        except (BudgetError, PlanError) as error:
+            failures.append(error)
+            chooser.next(error)
+    raise min(failures, key=_height)
+
+
+def _height(error: BudgetError | PlanError) -> float:
+    """Budget errors by their peak, before those of a plan that fits no cut."""
+    return error.peak_bytes if isinstance(error, BudgetError) else float("inf")
+
+
+def _budget(chooser: _Chooser) -> Budget:
+    assert chooser.cuts is not None
+    cut: Cut = chooser.cuts.ranked[chooser.taken]
+    lowest = min(other.lowest_peak_bytes for other in chooser.cuts.ranked)
+    return Budget(
+        limit_bytes=chooser.limit_bytes,
+        target_bytes=max(chooser.limit_bytes - chooser.excess_bytes, 0),
+        plain_peak_bytes=chooser.cuts.plain_peak_bytes,
+        lowest_peak_bytes=lowest,
+        cut=cut.name,
+        recompute_s=max(cut.recompute_s, 0.0),
+        step_s=chooser.cuts.step_s,
+    )

@@ -1,0 +1,95 @@
+"""The two halves of a training step as sequences of nodes, of a pair of graphs or of a joint graph cut anywhere.
+
+A `Phase` is what the memory model needs of a graph: the nodes in the order they run, what is given, what is returned.
+`phase_of(gm)` reads one off a graph; `cut_phases(joint, saved, …)` reads both off a joint graph and a set of values to
+save, as PyTorch's partitioner would extract and order them, without building a graph. Read-only.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxcompress.passes.find_saved import outputs, placeholders
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Nodes that run in this order, given the values of `inputs`; `returned` outlive it.
+
+    `members` holds the nodes that run; users of a node outside of it are another phase's.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    returned: tuple[fx.Node, ...]
+    members: frozenset[fx.Node]
+    leaving: frozenset[fx.Node]
+    """`returned` as a set."""
+
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes of this phase that read `node`."""
+        return [user for user in node.users if user in self.members]
+
+
+def make_phase(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node], returned: Iterable[object]) -> Phase:
+    ran, left = tuple(nodes), tuple(item for item in returned if isinstance(item, fx.Node))
+    return Phase(ran, tuple(inputs), left, frozenset(ran), frozenset(left))
+
+
+def phase_of(gm: fx.GraphModule) -> Phase:
+    """One whole graph."""
+    nodes = [node for node in gm.graph.nodes if node.op not in ("placeholder", "output")]
+    return make_phase(nodes, placeholders(gm), outputs(gm))
+
+
+def cut_phases(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int) -> tuple[Phase, Phase]:
+    """The forward and the backward that a joint graph falls into if exactly `saved` is handed over.
+
+    The backward runs its nodes in the joint graph's order, each recomputed value right before what first needs it
+    (`reordering_to_mimic_autograd_engine`).
+
+    Args:
+        joint: the graph, its outputs the user's first and then the gradients.
+        saved: the values to hand over; inputs of the graph may be among them, and are at hand in any case.
+        num_fwd_outputs: how many outputs are the user's.
+    """
+    (end,) = joint.find_nodes(op="output")
+    results = [item if isinstance(item, fx.Node) else None for item in end.args[0]]
+    given = dict.fromkeys(joint.find_nodes(op="placeholder"))
+    user, gradients = results[:num_fwd_outputs], results[num_fwd_outputs:]
+    order = {node: i for i, node in enumerate(joint.nodes)}
+    forward = _needed([*user, *saved], given.__contains__)
+    known = dict.fromkeys([*given, *saved])
+    backward = _needed(gradients, known.__contains__)
+    held = [node for node in given if not _is_tangent(node)]
+    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved])
+    return before, make_phase(_lazily(backward, order), known, gradients)
+
+
+def _needed(targets: Iterable[fx.Node | None], known: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Nodes that must run to get `targets` from what is `known`."""
+    found: set[fx.Node] = set()
+    stack = [node for node in targets if node is not None]
+    while stack:
+        node = stack.pop()
+        if node in found or known(node):
+            continue
+        found.add(node)
+        stack.extend(node.all_input_nodes)
+    return found
+
+
+def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
+    """The backward's nodes from the first reader of a tangent on, what they need besides right before them."""
+    placed: dict[fx.Node, None] = {}
+    ordered = sorted(backward, key=order.__getitem__)
+    start = next((i for i, node in enumerate(ordered) if any(map(_is_tangent, node.all_input_nodes))), 0)
+    for node in ordered[start:] + ordered[:start]:
+        missing = _needed([node], lambda item: item in placed or item not in backward)
+        placed.update(dict.fromkeys(sorted(missing, key=order.__getitem__)))
+    return list(placed)
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return node.op == "placeholder" and "tangents" in str(node.target)

@@ -1,0 +1,118 @@
+"""Allocations against brute force, their bound, and monotony."""
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxcompress.solve.allocate import Allocation, Option, allocate, lowest_peak
+
+Items = list[list[Option]]
+
+
+def peak(items: Items, rest: list[int], chosen: tuple[int, ...]) -> int:
+    curve = list(rest)
+    for options, r in zip(items, chosen, strict=True):
+        for first, last, nbytes in options[r].ranges:
+            for slot in range(first, last + 1):
+                curve[slot] += nbytes
+    return max(curve)
+
+
+def cost(items: Items, chosen: tuple[int, ...]) -> float:
+    return sum(options[r].cost for options, r in zip(items, chosen, strict=True))
+
+
+def brute_force(items: Items, rest: list[int], limit: int) -> float | None:
+    choices = itertools.product(*(range(len(options)) for options in items))
+    return min((cost(items, chosen) for chosen in choices if peak(items, rest, chosen) <= limit), default=None)
+
+
+@st.composite
+def problems(draw: st.DrawFn, most: int = 6) -> tuple[Items, list[int]]:
+    """Tensors as a step has them: kept over their whole life, or packed between two whole ends."""
+    slots = draw(st.integers(1, 12))
+    items = []
+    for _ in range(draw(st.integers(0, most))):
+        made, last = sorted(draw(st.tuples(*[st.integers(0, slots - 1)] * 2)))
+        forward, backward = sorted(draw(st.tuples(*[st.integers(made, last)] * 2)))
+        nbytes = draw(st.integers(1, 1000))
+        options = [Option(0.0, ((made, last, nbytes),))]
+        for ratio in draw(st.lists(st.sampled_from([2, 4, 8, 32]), max_size=3, unique=True)):
+            ranges = [(made, forward, nbytes), (made, backward, nbytes // ratio)]
+            ranges += [] if draw(st.booleans()) else [(backward, last, nbytes)]
+            options.append(Option(draw(st.floats(0, 10)), tuple(ranges)))
+        items.append(options)
+    return items, draw(st.lists(st.integers(0, 500), min_size=slots, max_size=slots))
+
+
+def check(items: Items, rest: list[int], limit: int, found: Allocation) -> None:
+    assert found.peak_bytes == peak(items, rest, found.chosen)
+    assert abs(found.cost - cost(items, found.chosen)) < 1e-9
+    assert found.fits == (found.peak_bytes <= limit)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(problems(), st.floats(0, 1.1))
+def test_the_choice_fits_and_the_bound_holds(problem: tuple[Items, list[int]], share: float) -> None:
+    items, rest = problem
+    limit = int(share * peak(items, rest, (0,) * len(items)))
+    found = allocate(items, rest, limit)
+    check(items, rest, limit, found)
+    best = brute_force(items, rest, limit)
+    if found.fits:
+        assert best is not None
+        assert found.bound <= best + 1e-6 and abs(best - found.cost) < 1e-9
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(problems(most=4), st.floats(0.3, 1.0))
+def test_small_problems_are_solved_where_they_can_be(problem: tuple[Items, list[int]], share: float) -> None:
+    """What fits is found to fit, and what was asked of it is the lowest peak or more."""
+    items, rest = problem
+    limit = max(int(share * peak(items, rest, (0,) * len(items))), lowest_peak(items, rest))
+    found = allocate(items, rest, limit)
+    assert found.fits
+
+
+def test_ten_tensors_are_solved_exactly() -> None:
+    for seed in range(40):
+        count = 4 + seed % 6
+        items, rest = spread(seed, count)
+        limit = (2 * peak(items, rest, (0,) * count) + lowest_peak(items, rest)) // 3
+        best, found = brute_force(items, rest, limit), allocate(items, rest, limit)
+        assert best is not None and found.fits
+        assert found.cost == best == found.bound
+
+
+def spread(seed: int, count: int) -> tuple[Items, list[int]]:
+    """A deep net: layer i is made at slot i and read at slot 2n - i."""
+    state = seed * 2654435761 % 2**32
+    items = []
+    for i in range(count):
+        state = (1664525 * state + 1013904223) % 2**32
+        nbytes = 100 + state % 900
+        made, read = i, 2 * count - 1 - i
+        packed = [((made, made, nbytes), (made, read, nbytes // ratio), (read, read, nbytes)) for ratio in (4, 8)]
+        costs = (nbytes * (1 + state % 7), nbytes * (2 + state % 11))
+        items.append(
+            [
+                Option(0.0, ((made, read, nbytes),)),
+                *(Option(float(c), ranges) for c, ranges in zip(costs, packed, strict=True)),
+            ]
+        )
+    return items, [50] * (2 * count)
+
+
+def test_no_limit_costs_nothing_and_an_impossible_one_says_so() -> None:
+    items, rest = spread(1, 5)
+    free = allocate(items, rest, 10**9)
+    assert (free.cost, free.bound, free.fits) == (0.0, 0.0, True)
+    tight = allocate(items, rest, 10)
+    assert not tight.fits and tight.peak_bytes == lowest_peak(items, rest)
+
+
+def test_no_items_and_no_slots() -> None:
+    assert allocate([], [], 0) == Allocation((), 0, 0, 0, True)
+    assert allocate([], [7, 9], 8).fits is False
+    assert lowest_peak([], []) == 0
