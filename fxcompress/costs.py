@@ -6,6 +6,7 @@ and in every process. Seconds are good for comparing two plans of one graph and 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -89,10 +90,11 @@ def _flops(node: fx.Node) -> int:
         return 0
     # It takes shapes for tensors; symbolic ones would leave guards behind.
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: _shapes(arg.meta.get("val")))
-    return math.ceil(flop_registry[packet](*args, **kwargs, out_val=_shapes(node.meta.get("val"))))
+    count: float = flop_registry[packet](*args, **kwargs, out_val=_shapes(node.meta.get("val")))
+    return math.ceil(count)
 
 
-def _shapes(val: object) -> object:
+def _shapes(val: object) -> Any:
     """A tensor's shape in numbers; the same for each tensor of a tuple."""
     if isinstance(val, (tuple, list)):
         return tuple(map(_shapes, val))
