@@ -143,7 +143,7 @@ def _patches_from_text(text: str) -> object:
 RULES: dict[str, Rule] = {
     "bits": _widths(1, 2, 4, 8),
     "operand_bits": _widths(2, 4, 8),
-    "codec": _one_of(("affine", "float8")),
+    "codec": _one_of(("affine", "block2d", "dual", "float8")),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),

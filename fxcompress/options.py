@@ -32,7 +32,7 @@ class Options:
     """Width for values that are, or are rebuilt into, operands of matrix products and convolutions: 2, 4 or 8.
     Attention operands and logits never get fewer than 8."""
     codec: str = "affine"
-    """The lossy codec: affine or float8."""
+    """The lossy codec: affine, block2d, dual or float8; affine where another does not fit."""
     rounding: str = "auto"
     """How lossy codes are rounded: stochastic (unbiased), nearest, or auto: nearest at 8 bits, stochastic below."""
     group: int = 0

@@ -33,7 +33,7 @@ def test_defaults_need_no_thought():
         ({"bits": True}, ["True (bool)"]),
         ({"bits": 4.0}, ["4.0 (float)"]),
         ({"operand_bits": 1}, ["2, 4, 8"]),
-        ({"codec": "afine"}, ["'affine', 'float8'"]),
+        ({"codec": "afine"}, ["'affine', 'block2d', 'dual', 'float8'"]),
         ({"rounding": "up"}, ["stochastic"]),
         ({"group": 24}, ["multiple of 16"]),
         ({"group": 1040}, ["16..1024"]),
