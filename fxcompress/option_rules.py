@@ -74,6 +74,15 @@ def _integer(low: int, high: int, allowed: str, *, step: int = 1) -> Rule:
     return Rule(allowed, parse, int)
 
 
+def _number(low: float, high: float, allowed: str) -> Rule:
+    def parse(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(value)
+        return float(value)
+
+    return Rule(allowed, parse, float)
+
+
 def _optional(rule: Rule) -> Rule:
     return Rule(
         rule.allowed + ", or None",
@@ -143,7 +152,9 @@ def _patches_from_text(text: str) -> object:
 RULES: dict[str, Rule] = {
     "bits": _widths(1, 2, 4, 8),
     "operand_bits": _widths(2, 4, 8),
-    "codec": _one_of(("affine", "block2d", "dual", "float8")),
+    "codec": _one_of(("affine", "block2d", "bounded", "dual", "float8")),
+    "error_bound": _number(2.0**-100, 2.0**100, "a number in 2^-100..2^100"),
+    "adaptive": Rule("True or False", _parse_flag, _flag_from_text),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),

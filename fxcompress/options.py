@@ -18,7 +18,9 @@ from fxcompress.option_rules import parse_bytes as parse_bytes
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
-DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "lossy", "min_bytes")
+DECIDED_BY_PLAN = (
+    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "lossy", "min_bytes",
+)  # fmt: skip
 """Options that a replayed plan has already answered."""
 
 
@@ -32,7 +34,11 @@ class Options:
     """Width for values that are, or are rebuilt into, operands of matrix products and convolutions: 2, 4 or 8.
     Attention operands and logits never get fewer than 8."""
     codec: str = "affine"
-    """The lossy codec: affine, block2d, dual or float8; affine where another does not fit."""
+    """The lossy codec: affine, block2d, bounded, dual or float8; affine where another does not fit."""
+    error_bound: float = 0.25
+    """With codec="bounded": the largest error of an element, in root mean squares of its tensor."""
+    adaptive: bool = False
+    """With codec="bounded": bounds are set by `fxcompress.bounds` while training, instead of `error_bound`."""
     rounding: str = "auto"
     """How lossy codes are rounded: stochastic (unbiased), nearest, or auto: nearest at 8 bits, stochastic below."""
     group: int = 0
@@ -155,6 +161,10 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError(f"options 'plan' and {name!r} conflict: the plan file already decides this; drop one")
         if options.inner != "inductor" and name in ("mode", "inductor"):
             raise OptionError(f"options 'inner' and {name!r} conflict: inner={options.inner!r} does not use Inductor")
+        if options.codec != "bounded" and name in ("error_bound", "adaptive"):
+            raise OptionError(f"options 'codec' and {name!r} conflict: {options.codec} has no error bound; drop one")
+        if options.codec == "bounded" and name == "rounding":
+            raise OptionError("options 'codec' and 'rounding' conflict: bounded always rounds to nearest; drop one")
         if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
     if "custom_partitioner_fn" in dict(options.inductor):

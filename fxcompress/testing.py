@@ -37,6 +37,13 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"height": 20, "width": 1, "inner": 3, "block": 4},
         {"height": 9, "width": 4, "inner": 2, "bits": 1},
     ),
+    "bounded": (
+        {},
+        {"eps": 0.5, "bits": 2, "group": 16, "spare": 0},
+        {"eps": 1e-4, "bits": 8, "spare": 2},
+        {"eps": 1e-30, "bits": 4, "spare": 0},
+        {"eps": 0.25, "bits": 4, "group": 32, "spare": 1},
+    ),
     "dual": (
         {},
         {"bits": 4, "height": 7, "width": 7, "rounding": "nearest"},
@@ -101,7 +108,7 @@ def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
     magnitude = _spread(x.double().abs(), group, torch.Tensor.amax)
     cast = x.double().abs() * torch.finfo(x.dtype).eps + magnitude * 2**-23 + 2.0**-126
     if codec.contract.kind != "unbiased":
-        return codec.contract.bound * magnitude + cast
+        return (codec.contract.bound * magnitude).clamp_min(codec.contract.absolute) + cast
     low = 0 * magnitude if params.get("zero_preserving") else _spread(x.double(), group, torch.Tensor.amin)
     span = _spread(x.double(), group, torch.Tensor.amax) - low + magnitude * 2**-7
     span = 2 * span if codec.name == "dual" else span

@@ -8,15 +8,17 @@ from torch import fx
 
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec
+from fxcompress.codecs.bounded.live import UNSET
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.facts import Need
 from fxcompress.options import Options
+from fxcompress.passes.find_saved import layer_of
 from fxcompress.passes.ops import is_view
 
 SMALLEST_MAP = 16
 """Elements of a plane below which metadata would outweigh codes."""
 _FLOORS: dict[Need, int] = {"attention": 8, "logits": 8, "operand+mask": 2}
-_NO_ZEROS = frozenset({"dual"})
+_NO_ZEROS = frozenset({"bounded", "dual"})
 """Codecs that do not keep the zero pattern of a tensor, so that it is saved as a mask."""
 _MAPS = frozenset({"block2d", "dual"})
 _MOST_BITS = {"dual": 4}
@@ -41,6 +43,8 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
     zeros = need.endswith("+mask")
     sizes = _map_of(source, order) if options.codec in _MAPS else None
     why_not = _unfit(options.codec, need, bits, sizes)
+    if options.codec == "bounded" and not why_not:
+        return _bounded(bits, options, source), ""
     if options.codec == "float8" and not why_not:
         return codecs.make("float8", **({"group": options.group} if options.group else {})), ""
     common = {"bits": bits, "rounding": rounding, **({"zero_preserving": True} if zeros else {})}
@@ -48,6 +52,16 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
         height, width, inner = sizes
         return codecs.make(options.codec, height=height, width=width, inner=inner, **common), ""
     return codecs.make("affine", group=options.group, **common), f"affine: {why_not}" if why_not else ""
+
+
+def _bounded(bits: int, options: Options, source: fx.Node | None) -> Codec:
+    """Codes within the stated bound, or within one that is set by name between steps."""
+    group = {"group": options.group} if options.group else {}
+    if not options.adaptive or source is None:
+        return codecs.make("bounded", bits=max(bits, 2), eps=options.error_bound, relative=True, **group)
+    key = f"{layer_of(source)}/{source.name}"
+    # Until a bound is set, as near as the rate allows.
+    return codecs.make("bounded", bits=max(bits, 2), eps=UNSET, key=key, **group)
 
 
 def _unfit(codec: str, need: Need, bits: int, sizes: tuple[int, int, int] | str | None) -> str:

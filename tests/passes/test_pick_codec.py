@@ -78,6 +78,16 @@ def test_block2d_keeps_zeros() -> None:
     assert codecs.params(codec)["zero_preserving"] and not reason  # type: ignore[arg-type]
 
 
+def test_bounded_counts_in_root_mean_squares_or_is_set_by_name() -> None:
+    x = torch.randn(64, 64)
+    static, _ = picked(x, codec="bounded", error_bound=0.5, bits=1)
+    adaptive, _ = picked(x, codec="bounded", adaptive=True, bits=4)
+    params = [codecs.params(codec) for codec in (static, adaptive)]  # type: ignore[arg-type]
+    assert [params[0][name] for name in ("eps", "relative", "key", "bits")] == [0.5, True, "", 2]
+    assert [params[1][name] for name in ("relative", "key", "bits")] == [False, "/x", 4]
+    assert "zero pattern" in picked(x, "operand+mask", codec="bounded")[1]
+
+
 def network(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.conv2d(F.relu(F.conv2d(F.gelu(x), w, padding=1)), v, padding=1)
 
