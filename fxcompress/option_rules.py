@@ -83,6 +83,14 @@ def _number(low: float, high: float, allowed: str) -> Rule:
     return Rule(allowed, parse, float)
 
 
+def _word_or(word: str, rule: Rule) -> Rule:
+    return Rule(
+        f"{rule.allowed}, or {word!r}",
+        lambda value: word if value == word else rule.parse(value),
+        lambda text: word if text == word else rule.from_text(text),
+    )
+
+
 def _optional(rule: Rule) -> Rule:
     return Rule(
         rule.allowed + ", or None",
@@ -156,7 +164,7 @@ RULES: dict[str, Rule] = {
     "error_bound": _number(2.0**-100, 2.0**100, "a number in 2^-100..2^100"),
     "adaptive": Rule("True or False", _parse_flag, _flag_from_text),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
-    "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
+    "group": _word_or("head", _integer(0, 1024, "0 (the codec's default), a multiple of 16 in 16..1024", step=16)),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),

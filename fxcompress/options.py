@@ -41,8 +41,9 @@ class Options:
     """With codec="bounded": bounds are set by `fxcompress.bounds` while training, instead of `error_bound`."""
     rounding: str = "auto"
     """How lossy codes are rounded: stochastic (unbiased), nearest, or auto: nearest at 8 bits, stochastic below."""
-    group: int = 0
-    """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024."""
+    group: int | str = 0
+    """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024. "head": those of
+    an attention head share one, and the rest takes the default."""
     lossy: bool = True
     """False: exact codecs only."""
     min_bytes: int = 16384

@@ -28,6 +28,8 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"bits": 2, "zero_preserving": True, "rounding": "nearest"},
         {"bits": 4, "group": 16},
         {"bits": 2, "group": 48},
+        {"bits": 8, "heads": 3, "dim": 5, "rounding": "nearest"},
+        {"bits": 2, "heads": 2, "dim": 16},
     ),
     "block2d": (
         {},
@@ -79,7 +81,9 @@ def dtypes(codec: Codec) -> tuple[torch.dtype, ...]:
 def fitting(codec: Codec, cols: int) -> int:
     """The smallest row size from `cols` on that `codec` can hold: whole maps, if it stores maps."""
     params = codecs.params(codec)
-    unit = math.prod(int(str(params.get(name, 1))) for name in ("height", "width", "inner"))
+    unit = math.prod(
+        int(str(params[name])) for name in ("height", "width", "inner", "heads", "dim") if params.get(name)
+    )
     return -(-cols // unit) * unit
 
 
@@ -98,13 +102,14 @@ def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
     """The error that the contract admits, per element of `[*lead, cols]`, as fp64; `x` is finite.
 
     Unbiased codecs may miss by one step: the group's range, widened by the rounding of its lower end and of the step to
-    bf16, over the number of steps; a difference from a mean has twice the range. Groups of maps are not runs of a row,
-    so that the whole row counts as one. Casting the decode to the dtype of `x` may add half a unit in the last place.
+    bf16, over the number of steps; a difference from a mean has twice the range. Groups of maps and heads are not runs
+    of a row, so that the whole row counts as one. Casting the decode to the dtype of `x` may add half a unit in the
+    last place.
     """
     if codec.contract.kind == "exact":
         return torch.zeros_like(x, dtype=torch.float64)
     params = codecs.params(codec)
-    group = int(str(params.get("group", x.shape[-1])))
+    group = int(str(params.get("group", 0))) or x.shape[-1]
     magnitude = _spread(x.double().abs(), group, torch.Tensor.amax)
     cast = x.double().abs() * torch.finfo(x.dtype).eps + magnitude * 2**-23 + 2.0**-126
     if codec.contract.kind != "unbiased":

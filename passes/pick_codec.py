@@ -13,7 +13,7 @@ from fxcompress.codecs.order import MemoryOrder
 from fxcompress.facts import Need
 from fxcompress.options import Options
 from fxcompress.passes.find_saved import layer_of
-from fxcompress.passes.ops import is_view
+from fxcompress.passes.ops import is_attention, is_view
 
 SMALLEST_MAP = 16
 """Elements of a plane below which metadata would outweigh codes."""
@@ -43,20 +43,23 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
     zeros = need.endswith("+mask")
     sizes = _map_of(source, order) if options.codec in _MAPS else None
     why_not = _unfit(options.codec, need, bits, sizes)
+    size = options.group if isinstance(options.group, int) else 0
     if options.codec == "bounded" and not why_not:
-        return _bounded(bits, options, source), ""
+        return _bounded(bits, size, options, source), ""
     if options.codec == "float8" and not why_not:
-        return codecs.make("float8", **({"group": options.group} if options.group else {})), ""
+        return codecs.make("float8", **({"group": size} if size else {})), ""
     common = {"bits": bits, "rounding": rounding, **({"zero_preserving": True} if zeros else {})}
     if isinstance(sizes, tuple) and not why_not:
         height, width, inner = sizes
         return codecs.make(options.codec, height=height, width=width, inner=inner, **common), ""
-    return codecs.make("affine", group=options.group, **common), f"affine: {why_not}" if why_not else ""
+    if options.group == "head" and need == "attention" and source is not None and (heads := _heads_of(source, order)):
+        return codecs.make("affine", heads=heads[0], dim=heads[1], **common), ""
+    return codecs.make("affine", group=size, **common), f"affine: {why_not}" if why_not else ""
 
 
-def _bounded(bits: int, options: Options, source: fx.Node | None) -> Codec:
+def _bounded(bits: int, size: int, options: Options, source: fx.Node | None) -> Codec:
     """Codes within the stated bound, or within one that is set by name between steps."""
-    group = {"group": options.group} if options.group else {}
+    group = {"group": size} if size else {}
     if not options.adaptive or source is None:
         return codecs.make("bounded", bits=max(bits, 2), eps=options.error_bound, relative=True, **group)
     key = f"{layer_of(source)}/{source.name}"
@@ -102,6 +105,31 @@ def _map_of(source: fx.Node | None, order: MemoryOrder | None) -> tuple[int, int
     if height * width < SMALLEST_MAP:
         return f"a plane of {height} x {width} is smaller than {SMALLEST_MAP} elements"
     return sizes
+
+
+def _heads_of(source: fx.Node, order: MemoryOrder | None) -> tuple[int, int] | None:
+    """Heads in a row, and contiguous elements of each, as a fused attention kernel reads them; None if none does.
+
+    A kernel's operand is `[N, heads, T, D]`. Where tokens hold all heads (strides …, D, period, 1), as behind one
+    projection to q, k and v, each of the three counts as heads of its own.
+    """
+    views = [source]
+    for view in views:
+        val = view.meta.get("val")
+        touched = any(map(is_attention, (*view.users, *view.all_input_nodes)))
+        if touched and isinstance(val, torch.Tensor) and val.dim() == 4 and val.stride(-1) == 1:
+            return _heads(val, order)
+        views += [user for user in view.users if is_view(user) and user not in views]
+    return None
+
+
+def _heads(val: torch.Tensor, order: MemoryOrder | None) -> tuple[int, int] | None:
+    heads, tokens, width = val.shape[1:]
+    period = val.stride(2)
+    count, dim = (heads, tokens * width) if period == width else (period // width, width)
+    if order is None or not isinstance(count, int) or not isinstance(dim, int) or order.cols % (count * dim):
+        return None
+    return count, dim
 
 
 def _tokens(source: fx.Node) -> int:

@@ -39,6 +39,7 @@ def test_defaults_need_no_thought():
         ({"codec": "bounded", "error_bound": float("nan")}, ["a number"]),
         ({"group": 24}, ["multiple of 16"]),
         ({"group": 1040}, ["16..1024"]),
+        ({"group": "heads"}, ["multiple of 16", "'head'"]),
         ({"lossy": 1}, ["True or False"]),
         ({"min_bytes": "16K"}, ["16KiB"]),
         ({"min_bytes": -1}, ["byte count"]),

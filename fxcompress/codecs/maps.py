@@ -18,7 +18,7 @@ def check_map(codec: str, **sizes: int) -> None:
 
 
 def count_planes(codec: str, cols: int, height: int, width: int, inner: int) -> int:
-    """Planes in a row of `cols` elements; `OptionError` if they do not fill it."""
+    """Planes of height × width in a row of `cols` elements; `OptionError` if they do not fill it."""
     unit = height * width * inner
     if cols % unit:
         raise OptionError(f"{codec}: a row of {cols} elements does not hold maps of {height} x {width} x {inner}")

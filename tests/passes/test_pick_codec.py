@@ -88,6 +88,22 @@ def test_bounded_counts_in_root_mean_squares_or_is_set_by_name() -> None:
     assert "zero pattern" in picked(x, "operand+mask", codec="bounded")[1]
 
 
+def attention(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x @ w).view(2, 20, 3, 4, 16).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 20, 64)
+
+
+def test_attention_operands_have_a_scale_per_head() -> None:
+    """12 heads behind one projection; as near as the error of one group per head is, and nearer than one of all."""
+    inputs = [torch.randn(2, 20, 64, requires_grad=True), torch.randn(64, 192, requires_grad=True)]
+    pair = capture(attention, inputs)
+    options = Options(inner="aot_eager", group="head", bits=8, min_bytes=64)
+    plan = pipeline.run(pair.fw, pair.bw, options, num_fwd_outputs=pair.num_fwd_outputs).plan
+    found = [dict(d.params) for d in plan.decisions if d.tensor.need == "attention" and d.codec == "affine"]
+    assert found and all(params["dim"] == 16 and params["heads"] in (4, 12) for params in found)
+    assert all(dict(d.params).get("heads", 0) == 0 for d in plan.decisions if d.tensor.need != "attention")
+
+
 def network(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.conv2d(F.relu(F.conv2d(F.gelu(x), w, padding=1)), v, padding=1)
 
