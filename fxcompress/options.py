@@ -1,7 +1,8 @@
 """The options: one frozen value, validated on construction, from a dict, the environment and a TOML file. Torch-free.
 
 `from_mapping` is the one entrance for user input: explicit values lie over `FXCOMPRESS_<NAME>` variables, which lie
-over the table `[options]` of the file that `FXCOMPRESS_CONFIG` names. An `Options` that exists is valid.
+over the table `[options]` of the file that `FXCOMPRESS_CONFIG` names; the options of a `preset` lie right below those
+of the layer that names it. An `Options` that exists is valid.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import NoReturn
 
+from fxcompress import presets
 from fxcompress.errors import OptionError, nearest
 from fxcompress.option_rules import RULES, Rule
 from fxcompress.option_rules import parse_bytes as parse_bytes
@@ -110,7 +112,7 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
     layers = (*_environment_layers(os.environ), ("option", explicit))
     values: dict[str, object] = {}
     for origin, layer in layers:
-        for key, value in layer.items():
+        for key, value in presets.expand(layer).items():
             rule = _rule(key, origin)
             values[key] = _parsed(key, rule, value, f"{origin} {key!r}")
     return Options(**values)  # type: ignore[arg-type]
@@ -118,6 +120,8 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
 
 def value_from_text(name: str, text: str, origin: str = "option") -> object:
     """Read the value of option `name` from a command line or an environment variable."""
+    if name == presets.NAME:
+        return text
     rule = _rule(name, origin)
     where = f"{origin} {name!r}"
     try:
@@ -129,10 +133,12 @@ def value_from_text(name: str, text: str, origin: str = "option") -> object:
 
 DEFAULTS: dict[str, object] = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
+_NAMES = (*RULES, presets.NAME)
+
 
 def _rule(key: object, origin: str) -> Rule:
     if not isinstance(key, str) or key not in RULES:
-        raise OptionError(f"unknown {origin} {key!r}: {nearest(str(key), RULES)}")
+        raise OptionError(f"unknown {origin} {key!r}: {nearest(str(key), _NAMES)}")
     return RULES[key]
 
 
@@ -178,9 +184,9 @@ def _environment_layers(environ: Mapping[str, str]) -> tuple[tuple[str, dict[str
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE or not environ[variable]:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name in RULES:
+        if name in _NAMES:
             variables[name] = value_from_text(name, environ[variable], "environment variable for option")
-        elif close := difflib.get_close_matches(name, RULES, n=1, cutoff=0.75):
+        elif close := difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.75):
             meant = ENVIRONMENT_PREFIX + close[0].upper()
             raise OptionError(f"unknown environment variable {variable!r}: did you mean {meant!r}?")
     path = environ.get(CONFIG_VARIABLE, "")
