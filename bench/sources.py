@@ -38,7 +38,8 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 }
 EXACT = frozenset({KEEP, "shared", "valueset"})
 COLUMNS = (
-    "variant", "bits/elt", "saved MB", "fewer", "peak MB", "lower", "grad error", "bias", "step", "quality", "difference",
+    "variant", "bits/elt", "saved MB", "fewer", "peak MB", "lower", "grad error", "bias", "step", "quality",
+    "difference",
 )  # fmt: skip
 
 

@@ -63,8 +63,8 @@ PRESETS: Mapping[str, Preset] = {
         (
             "a fixed rate instead of SZ's entropy coder: a size that is known only at run time saves nothing under a "
             "static plan, and at equal error the coder needs no fewer bits (3.3 to 3.6 at 0.1 standard deviations)",
-            "the bound is a share of each tensor's root mean square; adaptive=True and fxcompress.bounds.refresh take it "
-            "from the wanted spread of the gradient's error, by the exact formula instead of a fitted constant",
+            "the bound is a share of each tensor's root mean square; adaptive=True and fxcompress.bounds take it from "
+            "the wanted spread of the gradient's error, by the exact formula instead of a fitted constant",
             "all activations, where COMET compresses those that convolutions read",
         ),
     ),
