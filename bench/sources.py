@@ -11,6 +11,8 @@ import copy
 import functools
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,8 @@ from bench.record import Interval, append_rows, environment, interval, megabytes
 from bench.source_tasks import TASKS, Task
 from bench.trial import Job, Trial, run_trial, warm_up
 from bench.variants import REFERENCE, Variant
-from fxcompress import reports
+from fxcompress import reports, sensitivity
+from fxcompress.options import from_mapping
 from fxcompress.plan import KEEP, GraphPlan
 from fxcompress.presets import PRESETS
 
@@ -63,19 +66,41 @@ class Result:
     step_ratio: float
 
 
-def chosen(names: str, inner: str, task: Task) -> list[Variant]:
-    """The reference and the named variants; `all` means all.
+def chosen(names: str, inner: str, task: Task, folder: Path) -> list[Variant]:
+    """The reference and the named variants; `all` means all. Plans of measured presets are made in `folder`.
 
     Raises:
         ValueError: a name is unknown.
     """
     known: dict[str, Mapping[str, Any]] = dict(OURS)
-    known |= {name: {"preset": name} for name, preset in PRESETS.items() if not preset.made_by}
+    known |= {name: {} if preset.made_by else {"preset": name} for name, preset in PRESETS.items()}
     wanted = list(known) if names == "all" else [name for name in names.split(",") if name != REFERENCE]
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join(known)}")
     common = {"inner": inner, "min_bytes": task.min_bytes}
-    return [Variant(REFERENCE, inner), *(Variant(name, "actcomp", {**common, **known[name]}) for name in wanted)]
+    variants = [Variant(REFERENCE, inner)]
+    for name in wanted:
+        if name in PRESETS and PRESETS[name].made_by:
+            options: dict[str, Any] = {"inner": inner, "plan": _calibrated(common, task, folder / f"{name}.json")}
+        else:
+            options = {**common, **known[name]}
+        variants.append(Variant(name, "actcomp", options))
+    return variants
+
+
+def _calibrated(options: Mapping[str, Any], task: Task, path: Path) -> str:
+    """Make the plan of gact-l2 from one step of the untrained model, and say what it cost."""
+    torch.manual_seed(0)
+    module, batch = task.build(), task.batches(0, 1)[0]
+    start = from_mapping({**sensitivity.GACT, **options})
+    began = time.perf_counter()
+    found = sensitivity.calibrate(module, lambda compiled: compiled(*batch), path, options=start)
+    widths = " ".join(str(tensor.bits) for tensor in found.tensors)
+    print(
+        f"gact-l2: {found.backward_passes} backward passes, {time.perf_counter() - began:.1f} s, bits {widths}, "
+        f"expected gradient error {found.expected_error:.3f}"
+    )
+    return str(path)
 
 
 def prepare(variants: Sequence[Variant], module: nn.Module, batch: tuple[Tensor, ...], noise_seeds: int) -> list[Side]:
@@ -237,8 +262,9 @@ def main() -> int:
         task = TASKS[name]
         steps = 2 if arguments.quick else arguments.steps or task.steps
         seeds, noise = (2, 2) if arguments.quick else (arguments.seeds, arguments.noise_seeds)
-        variants = chosen(arguments.variants, arguments.inner, task)
-        sides, results = compare(name, task, variants, seeds=seeds, steps=steps, noise_seeds=noise)
+        with tempfile.TemporaryDirectory() as folder:
+            variants = chosen(arguments.variants, arguments.inner, task, Path(folder))
+            sides, results = compare(name, task, variants, seeds=seeds, steps=steps, noise_seeds=noise)
         console.print(f"{name}: {steps} steps x {seeds} seeds, inner={arguments.inner}")
         console.print(table(sides, results, task.unit))
         if arguments.json:
