@@ -13,21 +13,20 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress import codecs, compat, ledger, plan_io
-from fxcompress.codecs.base import Codec, payload_nbytes
-from fxcompress.codecs.order import from_rows, memory_order, to_rows
+from fxcompress import analytic, codecs, ledger, plan_io
+from fxcompress.codecs.base import payload_nbytes
 from fxcompress.errors import OptionError, UnsupportedGraphError
 from fxcompress.options import Options
-from fxcompress.partition import ActcompPartitioner
-from fxcompress.passes.find_saved import placeholders
 from fxcompress.plan import Decision, GraphPlan, Plan
+from fxcompress.probe import coefficients, probing_backend
 from fxcompress.trace import planning_backend
 
+Scorer = Literal["solo", "analytic"]
 Run = Callable[[Callable[..., Any]], Tensor]
 GACT = {"bits": 4, "operand_bits": 4, "group": 256, "rounding": "stochastic"}
 """Options of the plan to start from, as in the preset gact-l1."""
@@ -116,6 +115,7 @@ def calibrate(
     average_bits: float = 4.0,
     options: Options | None = None,
     draws: int = 2,
+    scorer: Scorer = "solo",
 ) -> Calibration:
     """Measure sensitivities in one step of `model`, choose widths, and write the plan.
 
@@ -126,6 +126,8 @@ def calibrate(
         average_bits: over the elements of all tensors that affine codes store.
         options: of the plan to start from; its `inner` must be that of the later training. GACT's if None.
         draws: of the rounding noise per tensor.
+        scorer: "solo" repeats the backward pass for every tensor; "analytic" takes operands of products from one pass,
+            by ActNN's closed form, and repeats it for the others only.
 
     Raises:
         OptionError: the average cannot be reached.
@@ -136,14 +138,17 @@ def calibrate(
     _step(model, run, planning_backend(options, plans))
     found: dict[int, list[tuple[Decision, float]]] = {}
     norms: list[float] = []
+    passes: list[int] = []
 
     def measure(graph: int, bw: fx.GraphModule, values: Sequence[Any]) -> None:
         with torch.no_grad():
-            coefficients, squared = _coefficients(bw, plans[graph].decisions, values, draws)
-        found[graph] = coefficients
+            known = analytic.coefficients(bw, plans[graph].decisions, values) if scorer == "analytic" else {}
+            measured, squared = coefficients(bw, plans[graph].decisions, values, draws, known)
+        found[graph] = measured
         norms.append(squared)
+        passes.append(1 + bool(known) + draws * (len(measured) - len(known)))
 
-    _step(model, run, _probing_backend(options, measure))
+    _step(model, run, probing_backend(options, measure))
     tensors = [(graph, decision, coefficient) for graph in sorted(found) for decision, coefficient in found[graph]]
     widths = [_widths(decision) for _, decision, _ in tensors]
     sizes = [_elements(decision) for _, decision, _ in tensors]
@@ -157,7 +162,7 @@ def calibrate(
         Sensitivity(decision.tensor.name, decision.tensor.layer, size, coefficient, width, bits)
         for (_, decision, coefficient), size, width, bits in zip(tensors, sizes, widths, chosen, strict=True)
     ]
-    return Calibration(tuple(shown), math.sqrt(sum(norms)), draws * len(tensors) + len(norms))
+    return Calibration(tuple(shown), math.sqrt(sum(norms)), sum(passes))
 
 
 def _step(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
@@ -172,93 +177,6 @@ def _step(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
         torch._dynamo.reset()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-
-
-class _Prober(compat.partitioner_base()):  # type: ignore[misc]
-    """Our partitioner without encodings, whose backward graphs show their inputs to `measure` first."""
-
-    def __init__(self, options: Options, measure: Callable[[int, fx.GraphModule, Sequence[Any]], None]) -> None:
-        prepared = replace(options, limit=0, save_plan=None)
-        self._cut = ActcompPartitioner(prepared, decompose=options.inner == "inductor")
-        self._measure = measure
-        self._graphs = 0
-
-    def uuid(self) -> str:
-        """A new name for each: what is measured must not come from a cache."""
-        return f"prober {id(self)}"
-
-    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> compat.Partition:
-        fw, bw = self._cut(gm, joint_inputs, **kwargs)
-        inputs = placeholders(bw)
-        copy, graph, measure = fx.Graph(), self._graphs, self._measure
-        copy.output(copy.graph_copy(bw.graph, {}))
-        plain = fx.GraphModule(bw, copy)
-
-        def show(*values: Any) -> Any:
-            measure(graph, plain, values)
-            return values[-1]
-
-        self._graphs += 1
-        with bw.graph.inserting_after(inputs[-1]):
-            shown = bw.graph.call_function(show, tuple(inputs))
-        shown.meta = dict(inputs[-1].meta)
-        inputs[-1].replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
-        bw.recompile()
-        return fw, bw
-
-
-def _probing_backend(options: Options, measure: Callable[..., None]) -> Callable[..., Any]:
-    partitioner = _Prober(options, measure)
-    compiler = compat.compile_with_aot_eager if options.inner == "aot_eager" else compat.partition_with_inductor
-
-    def backend(gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-        return compiler(gm, inputs, partitioner)
-
-    return backend
-
-
-def _coefficients(
-    bw: fx.GraphModule, decisions: Sequence[Decision], values: Sequence[Any], draws: int
-) -> tuple[list[tuple[Decision, float]], float]:
-    """C of every affine tensor of one graph, and the squared norm of its gradients."""
-    names = [node.name for node in placeholders(bw)]
-    exact = _gradients(bw, values)
-    found = []
-    for decision in decisions:
-        if decision.codec != "affine":
-            continue
-        shared = {d.tensor.name for d in decisions if d.tensor.storage == decision.tensor.storage}
-        codec = codecs.make("affine", **dict(decision.params))
-        total = 0.0
-        for salt in range(draws):
-            stored = _stored(values[names.index(decision.tensor.name)], codec, salt)
-            changed = [_like(v, stored) if n in shared else v for n, v in zip(names, values, strict=True)]
-            total += _squared(a - b for a, b in zip(_gradients(bw, changed), exact, strict=True))
-        found.append((decision, total / draws * (2**codec.bits - 1) ** 2))
-    return found, _squared(exact)
-
-
-def _gradients(bw: fx.GraphModule, values: Sequence[Any]) -> list[Tensor]:
-    results = fx.Interpreter(bw).run(*values)
-    return [result for result in results if isinstance(result, Tensor) and result.is_floating_point()]
-
-
-def _squared(tensors: Any) -> float:
-    return sum(float(tensor.double().square().sum()) for tensor in tensors)
-
-
-def _stored(value: Tensor, codec: Codec, salt: int) -> Tensor:
-    """What the backward would read instead of `value`, in the same memory layout."""
-    order = memory_order(value)
-    if order is None:
-        raise UnsupportedGraphError(f"a saved tensor of sizes {tuple(value.shape)} is not dense in memory")
-    parts = codec.encode(to_rows(value, order), salt)
-    return from_rows(codec.decode(parts, order.cols, value.dtype), order)
-
-
-def _like(value: Tensor, stored: Tensor) -> Tensor:
-    """`value`, a view of the storage of which `stored` is the new content."""
-    return stored.as_strided(value.shape, value.stride(), value.storage_offset() % max(stored.numel(), 1))
 
 
 def _widths(decision: Decision) -> tuple[int, ...]:

@@ -94,3 +94,37 @@ def test_an_average_that_need_classes_do_not_admit_is_refused(tmp_path: Path) ->
         sensitivity.calibrate(
             model, lambda compiled: compiled(*inputs), tmp_path / "p.json", average_bits=0.5, options=options
         )
+
+
+class Products(nn.Module):
+    """Two convolutions and two matrix products, each of ReLU outputs, which are saved as operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(8 * 16, 32), nn.ReLU(), nn.Linear(32, 16),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return a scalar."""
+        out: Tensor = (self.body(x) * weights).sum()
+        return out
+
+
+def test_the_closed_form_is_what_repeated_passes_measure(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Products(), (torch.randn(64, 4, 8, 8), torch.randn(64, 16))
+    options = Options(bits=4, operand_bits=4, rounding="stochastic", min_bytes=64, inner="aot_eager")
+    found = {
+        scorer: sensitivity.calibrate(
+            model, lambda compiled: compiled(*inputs), tmp_path / "p.json", options=options, scorer=scorer, draws=4
+        )
+        for scorer in ("solo", "analytic")
+    }
+    solo, closed = ({t.name: t.coefficient for t in found[scorer].tensors} for scorer in ("solo", "analytic"))
+    assert solo.keys() == closed.keys() and found["analytic"].backward_passes < found["solo"].backward_passes
+    derived = [name for name in solo if solo[name] != closed[name]]
+    assert derived
+    for name in derived:
+        assert 0.75 < closed[name] / solo[name] < 1.35, (name, closed[name], solo[name])
