@@ -39,6 +39,11 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "block2d-2": {"codec": "block2d", "bits": 2, "operand_bits": 2},
     "affine-2": {"bits": 2, "operand_bits": 2},
 }
+CURVE: Mapping[str, Mapping[str, Any]] = {
+    "comet-2": {"preset": "comet", "bits": 2, "operand_bits": 2, "error_bound": 1.0},
+    "comet-8": {"preset": "comet", "bits": 8, "operand_bits": 8, "error_bound": 0.015},
+}
+"""More points of COMET's bound against bytes; not part of `all`."""
 EXACT = frozenset({KEEP, "shared", "valueset"})
 COLUMNS = (
     "variant", "bits/elt", "saved MB", "fewer", "peak MB", "lower", "grad error", "bias", "step", "quality",
@@ -67,14 +72,15 @@ class Result:
 
 
 def chosen(names: str, inner: str, task: Task, folder: Path) -> list[Variant]:
-    """The reference and the named variants; `all` means all. Plans of measured presets are made in `folder`.
+    """The reference and the named variants; `all` means all but `CURVE`. Plans of measured presets are made in `folder`.
 
     Raises:
         ValueError: a name is unknown.
     """
-    known: dict[str, Mapping[str, Any]] = dict(OURS)
-    known |= {name: {} if preset.made_by else {"preset": name} for name, preset in PRESETS.items()}
-    wanted = list(known) if names == "all" else [name for name in names.split(",") if name != REFERENCE]
+    all_of_them: dict[str, Mapping[str, Any]] = dict(OURS)
+    all_of_them |= {name: {} if preset.made_by else {"preset": name} for name, preset in PRESETS.items()}
+    known = {**all_of_them, **CURVE}
+    wanted = list(all_of_them) if names == "all" else [name for name in names.split(",") if name != REFERENCE]
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join(known)}")
     common = {"inner": inner, "min_bytes": task.min_bytes}
