@@ -72,7 +72,7 @@ class Result:
 
 
 def chosen(names: str, inner: str, task: Task, folder: Path) -> list[Variant]:
-    """The reference and the named variants; `all` means all but `CURVE`. Plans of measured presets are made in `folder`.
+    """The reference and the named variants; `all` leaves out `CURVE`. Plans of measured presets go to `folder`.
 
     Raises:
         ValueError: a name is unknown.
