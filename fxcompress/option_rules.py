@@ -89,6 +89,23 @@ def _integer(low: int, high: int, allowed: str, *, step: int = 1) -> Rule:
     return Rule(allowed, parse, int)
 
 
+def _number(low: float, high: float, allowed: str) -> Rule:
+    def parse(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(value)
+        return float(value)
+
+    return Rule(allowed, parse, float)
+
+
+def _word_or(word: str, rule: Rule) -> Rule:
+    return Rule(
+        f"{rule.allowed}, or {word!r}",
+        lambda value: word if value == word else rule.parse(value),
+        lambda text: word if text == word else rule.from_text(text),
+    )
+
+
 def _optional(rule: Rule) -> Rule:
     return Rule(
         rule.allowed + ", or None",
@@ -158,9 +175,11 @@ def _patches_from_text(text: str) -> object:
 RULES: dict[str, Rule] = {
     "bits": _widths(1, 2, 4, 8),
     "operand_bits": _widths(2, 4, 8),
-    "codec": _one_of(("affine", "float8")),
+    "codec": _one_of(("affine", "block2d", "bounded", "dual", "float8")),
+    "error_bound": _number(2.0**-100, 2.0**100, "a number in 2^-100..2^100"),
+    "adaptive": Rule("True or False", _parse_flag, _flag_from_text),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
-    "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
+    "group": _word_or("head", _integer(0, 1024, "0 (the codec's default), a multiple of 16 in 16..1024", step=16)),
     "budget": _optional(Rule('a byte count such as "8GiB", or a share such as "50%"', parse_budget, str)),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),

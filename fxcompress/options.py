@@ -1,7 +1,8 @@
 """The options: one frozen value, validated on construction, from a dict, the environment and a TOML file. Torch-free.
 
 `from_mapping` is the one entrance for user input: explicit values lie over `FXCOMPRESS_<NAME>` variables, which lie
-over the table `[options]` of the file that `FXCOMPRESS_CONFIG` names. An `Options` that exists is valid.
+over the table `[options]` of the file that `FXCOMPRESS_CONFIG` names; the options of a `preset` lie right below those
+of the layer that names it. An `Options` that exists is valid.
 """
 
 import difflib
@@ -12,13 +13,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import NoReturn
 
+from fxcompress import presets
 from fxcompress.errors import OptionError, nearest
 from fxcompress.option_rules import RULES, Rule
 from fxcompress.option_rules import parse_bytes as parse_bytes
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
-DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "budget", "lossy", "min_bytes")
+DECIDED_BY_PLAN = (
+    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "min_bytes",
+)  # fmt: skip
 """Options that a replayed plan has already answered."""
 
 
@@ -32,11 +36,16 @@ class Options:
     """Width for values that are, or are rebuilt into, operands of matrix products and convolutions: 2, 4 or 8.
     Attention operands and logits never get fewer than 8."""
     codec: str = "affine"
-    """The lossy codec: affine or float8."""
+    """The lossy codec: affine, block2d, bounded, dual or float8; affine where another does not fit."""
+    error_bound: float = 0.25
+    """With codec="bounded": the largest error of an element, in root mean squares of its tensor."""
+    adaptive: bool = False
+    """With codec="bounded": bounds are set by `fxcompress.bounds` while training, instead of `error_bound`."""
     rounding: str = "auto"
     """How lossy codes are rounded: stochastic (unbiased), nearest, or auto: nearest at 8 bits, stochastic below."""
-    group: int = 0
-    """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024."""
+    group: int | str = 0
+    """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024. "head": those of
+    an attention head share one, and the rest takes the default."""
     budget: int | str | None = None
     """Highest predicted peak of a step, per graph: bytes (an int, or text such as "8GiB"), or a share of the predicted
     peak under PyTorch's own partition ("50%"). Parameters, their gradients and the optimizer's state do not count. What
@@ -107,7 +116,7 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
     layers = (*_environment_layers(os.environ), ("option", explicit))
     values: dict[str, object] = {}
     for origin, layer in layers:
-        for key, value in layer.items():
+        for key, value in presets.expand(layer).items():
             rule = _rule(key, origin)
             values[key] = _parsed(key, rule, value, f"{origin} {key!r}")
     return Options(**values)  # type: ignore[arg-type]
@@ -115,6 +124,8 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
 
 def value_from_text(name: str, text: str, origin: str = "option") -> object:
     """Read the value of option `name` from a command line or an environment variable."""
+    if name == presets.NAME:
+        return text
     rule = _rule(name, origin)
     where = f"{origin} {name!r}"
     try:
@@ -126,10 +137,12 @@ def value_from_text(name: str, text: str, origin: str = "option") -> object:
 
 DEFAULTS: dict[str, object] = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
+_NAMES = (*RULES, presets.NAME)
+
 
 def _rule(key: object, origin: str) -> Rule:
     if not isinstance(key, str) or key not in RULES:
-        raise OptionError(f"unknown {origin} {key!r}: {nearest(str(key), RULES)}")
+        raise OptionError(f"unknown {origin} {key!r}: {nearest(str(key), _NAMES)}")
     return RULES[key]
 
 
@@ -159,6 +172,10 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError(f"options 'plan' and {name!r} conflict: the plan file already decides this; drop one")
         if options.inner != "inductor" and name in ("mode", "inductor"):
             raise OptionError(f"options 'inner' and {name!r} conflict: inner={options.inner!r} does not use Inductor")
+        if options.codec != "bounded" and name in ("error_bound", "adaptive"):
+            raise OptionError(f"options 'codec' and {name!r} conflict: {options.codec} has no error bound; drop one")
+        if options.codec == "bounded" and name == "rounding":
+            raise OptionError("options 'codec' and 'rounding' conflict: bounded always rounds to nearest; drop one")
         if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
     if "custom_partitioner_fn" in dict(options.inductor):
@@ -171,9 +188,9 @@ def _environment_layers(environ: Mapping[str, str]) -> tuple[tuple[str, dict[str
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE or not environ[variable]:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name in RULES:
+        if name in _NAMES:
             variables[name] = value_from_text(name, environ[variable], "environment variable for option")
-        elif close := difflib.get_close_matches(name, RULES, n=1, cutoff=0.75):
+        elif close := difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.75):
             meant = ENVIRONMENT_PREFIX + close[0].upper()
             raise OptionError(f"unknown environment variable {variable!r}: did you mean {meant!r}?")
     path = environ.get(CONFIG_VARIABLE, "")

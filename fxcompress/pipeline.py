@@ -31,6 +31,7 @@ from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fit_budget import fit_budget
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
+from fxcompress.passes.pick_codec import keeps_zeros
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
@@ -198,7 +199,8 @@ def _prepare(
     if "rebuild_weights" not in options.disable_passes:
         rebuild_weights(fw, bw, set(parameters), count)
     lossy = _lossy_names(found.saved, options, stored)
-    return dict(save_predicates(fw, bw, lossy, lossy & _zero_exact(found.saved), count).exact_only)
+    answering = lossy & _zero_exact(found.saved) if keeps_zeros(options) else set()
+    return dict(save_predicates(fw, bw, lossy, answering, count).exact_only)
 
 
 def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:

@@ -4,6 +4,7 @@
 AssertionError with the codec and the numbers.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,31 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"bits": 2, "zero_preserving": True, "rounding": "nearest"},
         {"bits": 4, "group": 16},
         {"bits": 2, "group": 48},
+        {"bits": 8, "heads": 3, "dim": 5, "rounding": "nearest"},
+        {"bits": 2, "heads": 2, "dim": 16},
+    ),
+    "block2d": (
+        {},
+        {"bits": 4, "height": 7, "width": 7, "rounding": "nearest"},
+        {"bits": 8, "height": 3, "width": 5, "rounding": "nearest"},
+        {"height": 12, "width": 10, "zero_preserving": True},
+        {"height": 20, "width": 1, "inner": 3, "block": 4},
+        {"height": 9, "width": 4, "inner": 2, "bits": 1},
+    ),
+    "bounded": (
+        {},
+        {"eps": 0.5, "bits": 2, "group": 16, "spare": 0},
+        {"eps": 1e-4, "bits": 8, "spare": 2},
+        {"eps": 1e-30, "bits": 4, "spare": 0},
+        {"eps": 0.25, "bits": 4, "group": 32, "spare": 1},
+    ),
+    "dual": (
+        {},
+        {"bits": 4, "height": 7, "width": 7, "rounding": "nearest"},
+        {"bits": 1, "height": 3, "width": 5},
+        {"height": 12, "width": 10},
+        {"height": 20, "width": 1, "inner": 3, "bits": 4},
+        {"height": 9, "width": 4, "inner": 2, "rounding": "nearest"},
     ),
     "float8": ({"format": "e4m3"}, {"format": "e5m2"}, {"group": 16}),
     "valueset": (
@@ -52,6 +78,15 @@ def dtypes(codec: Codec) -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype in _TRIED if not codec.refuse(dtype))
 
 
+def fitting(codec: Codec, cols: int) -> int:
+    """The smallest row size from `cols` on that `codec` can hold: whole maps, if it stores maps."""
+    params = codecs.params(codec)
+    unit = math.prod(
+        int(str(params[name])) for name in ("height", "width", "inner", "heads", "dim") if params.get(name)
+    )
+    return -(-cols // unit) * unit
+
+
 def sample(codec: Codec, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     """Data that `codec` may be given: its value set, non-negative or normal values."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,18 +102,21 @@ def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
     """The error that the contract admits, per element of `[*lead, cols]`, as fp64; `x` is finite.
 
     Unbiased codecs may miss by one step: the group's range, widened by the rounding of its lower end and of the step to
-    bf16, over the number of steps. Casting the decode to the dtype of `x` may add half a unit in the last place.
+    bf16, over the number of steps; a difference from a mean has twice the range. Groups of maps and heads are not runs
+    of a row, so that the whole row counts as one. Casting the decode to the dtype of `x` may add half a unit in the
+    last place.
     """
     if codec.contract.kind == "exact":
         return torch.zeros_like(x, dtype=torch.float64)
     params = codecs.params(codec)
-    group = int(str(params.get("group", x.shape[-1])))
+    group = int(str(params.get("group", 0))) or x.shape[-1]
     magnitude = _spread(x.double().abs(), group, torch.Tensor.amax)
     cast = x.double().abs() * torch.finfo(x.dtype).eps + magnitude * 2**-23 + 2.0**-126
     if codec.contract.kind != "unbiased":
-        return codec.contract.bound * magnitude + cast
+        return (codec.contract.bound * magnitude).clamp_min(codec.contract.absolute) + cast
     low = 0 * magnitude if params.get("zero_preserving") else _spread(x.double(), group, torch.Tensor.amin)
     span = _spread(x.double(), group, torch.Tensor.amax) - low + magnitude * 2**-7
+    span = 2 * span if codec.name == "dual" else span
     steps = 2**codec.bits - (2 if params.get("zero_preserving") else 1)
     return span * (1 + 2**-7) / steps + cast
 

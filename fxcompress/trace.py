@@ -63,7 +63,7 @@ def _capture(case: Case, options: Options, plans: list[GraphPlan]) -> None:
     torch._dynamo.reset()
     # What was traced before in this process must not make sizes symbolic here.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        torch.compile(module, backend=_planner(options, plans))(*args, **kwargs)
+        torch.compile(module, backend=planning_backend(options, plans))(*args, **kwargs)
 
 
 def materialize(
@@ -87,7 +87,7 @@ def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:
     return built if isinstance(built, tuple) and len(built) == 2 else (built, ())
 
 
-def _planner(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
+def planning_backend(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
     """A backend that partitions and plans, and then interprets the graphs."""
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Mapping[str, Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_channels_last import channels_last_order
+from fxcompress.passes.pick_codec import pick_codec
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import KEEP, Decision, Param
 
@@ -66,8 +67,14 @@ def strictest(needs: list[Need]) -> Need:
     return next(need for need in needs if not lossy_need(need))
 
 
-def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Codec | None, str]:
-    """The codec for a need class, and the reason; None means keep."""
+def codec_for(
+    need: Need,
+    values: ValueSet | None,
+    options: Options,
+    source: fx.Node | None = None,
+    order: MemoryOrder | None = None,
+) -> tuple[Codec | None, str]:
+    """The codec for a need class and a tensor's layout, and the reason; None means keep."""
     if values is not None and values.finite:
         count = max(values.count, 2)
         return codecs.make("valueset", lo=values.lo, step=values.step, count=count), f"values in {values}, exact"
@@ -75,18 +82,8 @@ def codec_for(need: Need, values: ValueSet | None, options: Options) -> tuple[Co
         return None, {"statistic": "statistic: kept exact"}.get(need, f"{need}: no exact codec fits")
     if not options.lossy:
         return None, "lossy codecs are off"
-    return _lossy_codec(need, options), _LOSSY[need]
-
-
-def _lossy_codec(need: Need, options: Options) -> Codec:
-    if options.codec == "float8" and not need.endswith("+mask"):
-        return codecs.make("float8", **({"group": options.group} if options.group else {}))
-    bits = options.bits if need == "derivative" else options.operand_bits
-    bits = max(bits, {"attention": 8, "logits": 8, "operand+mask": 2}.get(need, 1))
-    rounding = ("nearest" if bits == 8 else "stochastic") if options.rounding == "auto" else options.rounding
-    return codecs.make(
-        "affine", bits=bits, group=options.group, rounding=rounding, zero_preserving=need.endswith("+mask")
-    )
+    codec, instead = pick_codec(need, options, source, order)
+    return codec, f"{_LOSSY[need]}; {instead}" if instead else _LOSSY[need]
 
 
 def choose(
@@ -145,14 +142,14 @@ def _encode(
     if source is not storage.root and len(members) > 1:
         return None, "several views of one storage whose derivation is not a chain of views"
     val = source.meta["val"]
-    codec, reason = codec_for(strictest([member.need for member in members]), values.get(source), options)
+    need, order = strictest([member.need for member in members]), _order_of(val, channels_last)
+    codec, reason = codec_for(need, values.get(source), options, source, order)
     if codec is None:
         return None, reason
     why_exact = next((exact_only[m.name] for m in members if m.name in exact_only), "")
     if why_exact and codec.contract.kind != "exact":
         return None, why_exact
     why_not = codec.refuse(val.dtype)
-    order = _order_of(val, channels_last)
     if why_not or order is None:
         return None, why_not or "not dense in memory"
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
@@ -195,7 +192,10 @@ def _admit(
         inexact = why_exact or ("" if lossy_need(need) else f"{need}: no lossy codec may serve it")
         zeros = need.endswith("+mask") and not codecs.params(codec).get("zero_preserving")
         problem = problem or inexact or ("its zeros must stay exact" if zeros else "")
-    nbytes = encoded_nbytes(codec, encoding.order, dtype)
+    try:
+        nbytes = encoded_nbytes(codec, encoding.order, dtype)
+    except OptionError as error:
+        raise PlanError(f"plan: {decision.tensor.name!r}: {error}") from error
     if not problem and not nbytes == decision.nbytes < encoding.storage.nbytes:
         problem = f"{nbytes} bytes encoded, {decision.nbytes} in the plan, {encoding.storage.nbytes} as it is"
     if problem:

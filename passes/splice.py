@@ -10,6 +10,7 @@ import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -187,15 +188,20 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
     for node in copies:
         val = node.meta["val"]
-        key = val.untyped_storage()._cdata
-        with val.fake_mode:
-            if key not in bases:
-                bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
-                node.meta["val"] = bases[key]
-            else:
-                base = bases[key]
-                base = base if base.dtype is val.dtype else base.view(val.dtype)
-                node.meta["val"] = base.as_strided(val.shape, val.stride(), val.storage_offset())
+        own = [_own(item, bases) for item in val] if isinstance(val, tuple | list) else _own(val, bases)
+        node.meta["val"] = tuple(own) if isinstance(own, list) else own
+
+
+def _own(val: Any, bases: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A fake value like `val`; `bases` maps the template's storages to the copy's, and receives new ones."""
+    key = val.untyped_storage()._cdata
+    with val.fake_mode:
+        if key not in bases:
+            bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
+            return bases[key]
+        base = bases[key]
+        base = base if base.dtype is val.dtype else base.view(val.dtype)
+        return base.as_strided(val.shape, val.stride(), val.storage_offset())
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:

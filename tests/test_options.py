@@ -33,10 +33,13 @@ def test_defaults_need_no_thought():
         ({"bits": True}, ["True (bool)"]),
         ({"bits": 4.0}, ["4.0 (float)"]),
         ({"operand_bits": 1}, ["2, 4, 8"]),
-        ({"codec": "afine"}, ["'affine', 'float8'"]),
+        ({"codec": "afine"}, ["'affine', 'block2d', 'bounded', 'dual', 'float8'"]),
         ({"rounding": "up"}, ["stochastic"]),
+        ({"codec": "bounded", "error_bound": 0}, ["2^-100"]),
+        ({"codec": "bounded", "error_bound": float("nan")}, ["a number"]),
         ({"group": 24}, ["multiple of 16"]),
         ({"group": 1040}, ["16..1024"]),
+        ({"group": "heads"}, ["multiple of 16", "'head'"]),
         ({"lossy": 1}, ["True or False"]),
         ({"min_bytes": "16K"}, ["16KiB"]),
         ({"min_bytes": -1}, ["byte count"]),
@@ -73,6 +76,9 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(given, words):
         ({"inner": "aot_eager", "mode": "default"}, ["inner", "mode"]),
         ({"inner": "aot_eager", "inductor": {"a": 1}}, ["inner", "inductor"]),
         ({"codec": "float8", "bits": 2}, ["codec", "bits"]),
+        ({"error_bound": 0.5}, ["codec", "error_bound"]),
+        ({"adaptive": True, "codec": "dual"}, ["codec", "adaptive"]),
+        ({"codec": "bounded", "rounding": "nearest"}, ["codec", "rounding"]),
         ({"inductor": {"custom_partitioner_fn": None}}, ["inductor", "custom_partitioner_fn"]),
     ],
 )
@@ -217,9 +223,12 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
         "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
         "strict": True, "disable_passes": ("a",), "limit": 1, "budget": "50%",
     }  # fmt: skip
-    assert set(others) | {"save_plan"} == set(DEFAULTS)
+    with_bound = {"error_bound": 0.1, "adaptive": True}
+    assert set(others) | set(with_bound) | {"save_plan"} == set(DEFAULTS)
     keys = {base.canonical(), *(replace(base, **{name: value}).canonical() for name, value in others.items())}
-    assert len(keys) == 1 + len(others)
+    bounded = replace(base, codec="bounded")
+    keys |= {bounded.canonical(), *(replace(bounded, **{name: with_bound[name]}).canonical() for name in with_bound)}
+    assert len(keys) == 2 + len(others) + len(with_bound)
     assert replace(base, save_plan="p.json").canonical() == base.canonical()
 
 

@@ -4,11 +4,21 @@ from dataclasses import asdict, fields
 
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec
+from fxcompress.codecs.block2d import Block2d
+from fxcompress.codecs.bounded import Bounded
+from fxcompress.codecs.dual import Dual
 from fxcompress.codecs.float8 import Float8
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.errors import OptionError, nearest
 
-_REGISTRY = {"affine": Affine, "float8": Float8, "valueset": Valueset}
+_REGISTRY = {
+    "affine": Affine,
+    "block2d": Block2d,
+    "bounded": Bounded,
+    "dual": Dual,
+    "float8": Float8,
+    "valueset": Valueset,
+}
 
 
 def names() -> tuple[str, ...]:

@@ -20,12 +20,13 @@ class Contract:
     """What holds between a finite `x` and its decode.
 
     `exact`: bit-equal. `unbiased`: E[decode] = x over the rounding noise, |error| ≤ one step. `bounded`: |error| ≤
-    bound·m, m the largest magnitude of the group. `contractive`: ‖error‖ ≤ bound·‖x‖ with bound < 1. For the last two,
-    `bound` is a float; else it is 0.
+    bound·m or ≤ absolute, whichever is larger, m the largest magnitude of the group. `contractive`: ‖error‖ ≤ bound·‖x‖
+    with bound < 1. What does not apply is 0; an absolute bound that is known only at run time is infinite.
     """
 
     kind: ErrorKind
     bound: float = 0.0
+    absolute: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

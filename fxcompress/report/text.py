@@ -56,7 +56,7 @@ def printable(text: str) -> str:
 
 
 def _parameter(name: str, value: Param) -> str:
-    """Return one parameter in short; empty for a switch that is off and a group size left to the codec."""
+    """Return one parameter in short; empty for a switch that is off and a number or text that is left out."""
     if name == "bits":
         return f"{value}b"
     if name == "group":
@@ -65,4 +65,4 @@ def _parameter(name: str, value: Param) -> str:
         return ROUNDING.get(str(value), str(value))
     if isinstance(value, bool):
         return name if value else ""
-    return f"{name}={value}"
+    return f"{name}={value}" if value else ""

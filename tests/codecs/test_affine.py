@@ -142,6 +142,10 @@ def test_codes_against_plain_arithmetic() -> None:
         {"group": "64"},
         {"rounding": "up"},
         {"bits": 1, "zero_preserving": True},
+        {"heads": 2},
+        {"heads": -1, "dim": 4},
+        {"heads": 2, "dim": 4, "group": 64},
+        {"heads": 2, "dim": 4, "zero_preserving": True},
     ],
     ids=str,
 )
@@ -159,3 +163,19 @@ def test_a_group_that_is_not_finite_has_a_nan_scale() -> None:
     zero_bits = floor_bits(torch.tensor([0.0, -torch.inf, 0.0]))
     word = reference.make_word(zero_bits, torch.tensor([torch.nan, 0.0, torch.inf]), 3)
     assert reference.read_word(word)[0].isnan().all()
+
+
+def test_each_head_is_a_group() -> None:
+    """By hand: the elements of a head, of all tokens, quantized as one group of their own."""
+    x = torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(4)) * torch.tensor([1.0, 10.0, 0.1])[:, None]
+    codec = Affine(bits=8, heads=3, dim=16, rounding="nearest")
+    y = codec.decode(codec.encode(x.reshape(-1), 1), x.numel(), x.dtype).reshape(x.shape)
+    alone = Affine(bits=8, group=96, rounding="nearest")
+    for head in range(3):
+        part = x[:, head].reshape(-1)
+        assert torch.equal(y[:, head].reshape(-1), alone.decode(alone.encode(part, 1), 96, x.dtype))
+    x[2, 1, 3] = torch.nan
+    z = codec.decode(codec.encode(x.reshape(-1), 1), x.numel(), x.dtype).reshape(x.shape)
+    assert z[:, 1].isnan().all() and torch.equal(z[:, [0, 2]], y[:, [0, 2]])
+    with pytest.raises(OptionError, match="does not hold"):
+        codec.fields(50, x.dtype)

@@ -9,12 +9,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec
-from fxcompress.testing import dtypes, sample
+from fxcompress.testing import dtypes, fitting, sample
 
 CODECS = [
     codecs.make("affine", bits=4, group=16),
     codecs.make("affine", bits=2, rounding="nearest"),
     codecs.make("affine", bits=2, zero_preserving=True, rounding="nearest"),
+    codecs.make("block2d", height=9, width=5),
+    codecs.make("bounded"),
+    codecs.make("dual", height=9, width=5),
     codecs.make("float8"),
     codecs.make("valueset", lo=-5, count=11),
 ]
@@ -34,7 +37,7 @@ def nodes(gm: GraphModule) -> int:
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
 def test_one_trace_serves_every_leading_size(codec: Codec) -> None:
-    dtype, cols = dtypes(codec)[0], 70
+    dtype, cols = dtypes(codec)[0], fitting(codec, 70)
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return codec.encode(x, salt)

@@ -28,7 +28,14 @@ from fxcompress.testing_programs import Program, programs
 
 SEARCH = settings(deadline=None, max_examples=8, derandomize=True)
 NEEDS: tuple[Need, ...] = get_args(Need)
-CHOICES = [{}, {"bits": 1, "operand_bits": 2}, {"codec": "float8"}, {"lossy": False}, {"group": 16, "bits": 8}]
+CHOICES = [
+    {},
+    {"bits": 1, "operand_bits": 2},
+    {"codec": "float8"},
+    {"codec": "dual", "bits": 2, "operand_bits": 2},
+    {"lossy": False},
+    {"group": 16, "bits": 8},
+]
 
 
 @dataclass(frozen=True)

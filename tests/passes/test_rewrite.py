@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
@@ -18,6 +19,9 @@ LOSSY: list[dict[str, Any]] = [
     *({"bits": b, "operand_bits": max(b, 2), "rounding": r} for b in (1, 2, 4, 8) for r in ("nearest", "stochastic")),
     {"bits": 8, "group": 16},
     {"codec": "float8"},
+    {"codec": "bounded"},
+    {"codec": "block2d"},
+    {"codec": "dual", "bits": 4, "operand_bits": 4},
 ]
 
 
@@ -103,3 +107,16 @@ def test_each_encode_stands_right_after_its_producer(program: Program) -> None:
         if node.op == "call_function" and node.name.startswith("actcomp_") and not node.name.startswith("actcomp_is"):
             before = nodes[index - 1]
             assert before.name.startswith("actcomp_") or before in node.all_input_nodes or not node.all_input_nodes
+
+
+def test_equal_tensors_stored_by_a_codec_with_operators_of_several_results() -> None:
+    """The second copy of a template gets fake values of its own, also where an operator returns a tuple."""
+    inputs = [torch.randn(64, 64, requires_grad=True) for _ in range(3)]
+    pair = capture(lambda x, w, v: torch.tanh(F.gelu(x @ w) @ v), inputs)
+    options = Options(inner="aot_eager", codec="bounded", bits=8, operand_bits=8, min_bytes=64)
+    result = pipeline.run(pair.fw, pair.bw, options, num_fwd_outputs=pair.num_fwd_outputs)
+    stored = [d for d in result.plan.decisions if d.codec == "bounded"]
+    assert len(stored) >= 2 and len({d.tensor.shape for d in stored}) == 1
+    tuples = [n.meta["val"] for n in result.fw.graph.nodes if isinstance(n.meta.get("val"), tuple)]
+    storages = [item.untyped_storage()._cdata for val in tuples for item in val]
+    assert len(tuples) == len(stored) and len(set(storages)) == len(storages)

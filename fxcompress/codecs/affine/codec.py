@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
+from fxcompress.codecs import maps
 from fxcompress.codecs.affine import reference
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
@@ -32,12 +33,17 @@ class Affine:
         group: elements per group, a multiple of 16; 0 picks 64 up to 2 bits and 128 above.
         rounding: stochastic is unbiased; nearest halves the largest error and adds the same bias at every step.
         zero_preserving: whether code 0 is kept for x = 0; needs 2 bits.
+        heads: if not 0, one group per attention head as in Mesa (Pan et al., 2021): a row is `[outer, heads, dim]`, and
+            all elements of a head share a scale, whatever their token. `group` is then 0.
+        dim: contiguous elements of one head.
     """
 
     bits: int = 4
     group: int = 0
     rounding: Rounding = "stochastic"
     zero_preserving: bool = False
+    heads: int = 0
+    dim: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS:
@@ -48,6 +54,11 @@ class Affine:
             raise OptionError(f"affine: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
         if self.zero_preserving and self.bits < 2:
             raise OptionError("affine: zero_preserving takes one code for zero; choose bits=2 or more")
+        if self.heads or self.dim:
+            maps.check_map("affine", heads=self.heads, dim=self.dim)
+            if self.group or self.zero_preserving:
+                raise OptionError("affine: heads are groups of their own, without zero_preserving; drop one")
+            return
         # Equal configurations must compare and serialise equal, whether or not the default was spelled out.
         object.__setattr__(self, "group", self.group or _DEFAULT_GROUP[self.bits])
 
@@ -71,6 +82,10 @@ class Affine:
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` uint8 and `word` int32 (scale << 16 | zero, bf16 each), whatever `dtype`."""
+        if self.heads:
+            size = maps.count_planes("affine", cols, self.heads, self.dim, 1) * self.dim
+            codes = maps.padded(size, CALL) * self.bits // 8
+            return Field("codes", (self.heads, codes), torch.uint8), Field("word", (self.heads,), torch.int32)
         groups = -(-cols // self.group)
         return (
             Field("codes", (groups, self.group * self.bits // 8), torch.uint8),
@@ -79,11 +94,26 @@ class Affine:
 
     def encode(self, x: torch.Tensor, salt: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[*lead, cols]` → (codes, word)."""
+        if self.heads:
+            return self._encode_heads(x, salt)
         quantize = reference.encode_zero_preserving if self.zero_preserving else reference.encode
         return quantize(x, self.bits, self.group, salt if self.rounding == "stochastic" else None)
 
     def decode(self, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype) -> torch.Tensor:
         """(codes, word) → `[*lead, cols]` of `dtype`."""
         codes, word = parts
+        if self.heads:
+            size = cols // self.heads
+            rows = reference.decode(codes[..., None, :], word[..., None], self.bits, size, dtype)
+            heads = rows.reshape(*rows.shape[:-1], size // self.dim, self.dim)
+            return heads.transpose(-3, -2).reshape(*rows.shape[:-2], cols)
         dequantize = reference.decode_zero_preserving if self.zero_preserving else reference.decode
         return dequantize(codes, word, self.bits, cols, dtype)
+
+    def _encode_heads(self, x: torch.Tensor, salt: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
+        *lead, cols = x.shape
+        size = cols // self.heads
+        heads = x.reshape(*lead, size // self.dim, self.heads, self.dim).transpose(-3, -2)
+        name = salt if self.rounding == "stochastic" else None
+        codes, word = reference.encode(heads.reshape(*lead, self.heads, size), self.bits, maps.padded(size, CALL), name)
+        return codes.squeeze(-2), word.squeeze(-1)

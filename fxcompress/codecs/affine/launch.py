@@ -25,6 +25,8 @@ def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot do what `codec` does, or empty."""
     if dtype not in DTYPES:
         return f"the affine kernels take fp32, bf16 and fp16, not {dtype}"
+    if codec.heads:
+        return "the affine kernels take groups that are contiguous, not heads"
     if not lanes(codec.bits, codec.group, _ENCODE_MOST):
         return f"the affine kernels take groups of a power of two from {max(16, 64 // codec.bits)} to 2048"
     return ""

@@ -21,20 +21,21 @@ _NAN_SCALE = 0x7FC00000
 _INFINITY = 0x7F800000
 
 
-def make_word(zero_bits: torch.Tensor, top: torch.Tensor, levels: int) -> torch.Tensor:
+def make_word(zero_bits: torch.Tensor, top: torch.Tensor, levels: int, largest: float = LARGEST) -> torch.Tensor:
     """Pack the groups' metadata.
 
     Args:
         zero_bits: int32 `[*lead, groups]`, bits of a bf16 value at or below the group's minimum, as fp32.
         top: fp32 `[*lead, groups]`, the group's maximum; NaN if the group holds one.
         levels: number of steps from zero to top.
+        largest: a group that reaches beyond counts as not finite.
 
     Returns:
         int32 `[*lead, groups]`: bf16 bits, scale << 16 | zero; a NaN scale for a group that is not finite.
     """
     zero = zero_bits.view(torch.float32)
     word = scale_bits(top - zero, levels) | ((zero_bits >> 16) & 0xFFFF)
-    finite = (zero >= -LARGEST) & (top <= LARGEST)
+    finite = (zero >= -largest) & (top <= largest)
     return torch.where(finite, word, _NAN_SCALE)
 
 
@@ -45,7 +46,7 @@ def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def encode(
-    x: torch.Tensor, bits: int, group: int, salt: int | torch.Tensor | None
+    x: torch.Tensor, bits: int, group: int, salt: int | torch.Tensor | None, *, largest: float = LARGEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize real values.
 
@@ -54,13 +55,14 @@ def encode(
         bits: 1, 2, 4 or 8.
         group: elements per group.
         salt: the noise's name for stochastic rounding, None for nearest.
+        largest: as for `make_word`; at most 2¹²⁶.
 
     Returns:
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
     low, top = _range(values, values, bits)
-    word = make_word(floor_bits(low), top, 2**bits - 1)
+    word = make_word(floor_bits(low), top, 2**bits - 1, largest)
     return _pack(_steps(values, word), word, bits, salt), word
 
 

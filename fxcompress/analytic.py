@@ -1,0 +1,134 @@
+"""Sensitivities of products' operands in closed form (after ActNN, Chen et al., ICML 2021): one pass for all tensors.
+
+Rounding puts an independent error of variance v on each element of an operand x. Where x only makes a weight gradient,
+
+    matrix product dW = Σ_r g_r x_rᵀ:       E‖ΔdW‖² = Σ_r (Σ_c v_rc)·‖g_r‖²             r: rows, c: columns of x
+    convolution, sample by sample:          E‖ΔdW‖² = Σ_n v̄_n·(C/groups)·R·S·‖g_n‖²     but for what padding cuts off
+
+ActNN takes v = range²/(4·levels²) and chooses widths per sample. Here v = step²·f·(1 - f), f being the element's
+own fraction of a step (for nearest rounding the squared distance): zeros have no error and count for nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress import codecs
+from fxcompress.codecs.affine import Affine
+from fxcompress.codecs.affine.reference import read_word
+from fxcompress.codecs.groups import to_groups
+from fxcompress.codecs.order import from_rows, memory_order, to_rows
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.ops import MOVES, is_view, op_name
+from fxcompress.plan import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One product that reads a saved tensor: its moves, the product, and the gradient that it is multiplied with."""
+
+    moves: tuple[fx.Node, ...]
+    product: fx.Node
+    position: int
+    gradient: fx.Node
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and keeps the results of some nodes."""
+
+    def __init__(self, gm: fx.GraphModule, wanted: set[fx.Node]) -> None:
+        super().__init__(gm)
+        self._wanted = wanted
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self._wanted:
+            self.found[n] = result
+        return result
+
+
+def coefficients(bw: fx.GraphModule, decisions: Sequence[Decision], values: Sequence[Any]) -> Mapping[str, float]:
+    """C with E‖Δ‖² = C/(2^bits - 1)², by tensor name, of the operands for which the closed form holds.
+
+    Args:
+        bw: backward graph that reads the tensors as they are.
+        decisions: of its plan.
+        values: its inputs, in the order of its placeholders.
+    """
+    nodes = {node.name: (node, value) for node, value in zip(placeholders(bw), values, strict=True)}
+    uses = {
+        d.tensor.name: found
+        for d in decisions
+        if d.codec == "affine" and d.tensor.need == "operand" and (found := _uses(nodes[d.tensor.name][0]))
+    }
+    watcher = _Watcher(bw, {use.gradient for found in uses.values() for use in found})
+    watcher.run(*values)
+    result = {}
+    for decision in decisions:
+        if decision.tensor.name in uses:
+            codec = codecs.make("affine", **dict(decision.params))
+            variance = _variance(nodes[decision.tensor.name][1], codec)
+            parts = [_harm(use, variance, watcher.found[use.gradient]) for use in uses[decision.tensor.name]]
+            result[decision.tensor.name] = sum(parts) * (2**codec.bits - 1) ** 2
+    return result
+
+
+def _uses(node: fx.Node) -> tuple[_Use, ...]:
+    """Every product that reads `node`; empty if something else does, too."""
+    found = tuple(_follow(node, ()))
+    return () if None in found else tuple(use for use in found if use is not None)
+
+
+def _follow(node: fx.Node, moves: tuple[fx.Node, ...]) -> Iterator[_Use | None]:
+    for user in node.users:
+        position = next(i for i, arg in enumerate(user.args) if arg is node)
+        gradient = _partner(user, position)
+        if is_view(user) or (op_name(user) in MOVES and len(user.all_input_nodes) == 1):
+            yield from _follow(user, (*moves, user))
+        elif isinstance(gradient, fx.Node):
+            yield _Use(moves, user, position, gradient)
+        else:
+            yield None
+
+
+def _partner(product: fx.Node, position: int) -> object:
+    """What a product multiplies its argument at `position` with, where that is the operand of a weight gradient."""
+    if op_name(product) == "mm":
+        return product.args[1 - position]
+    return product.args[0] if op_name(product) == "convolution_backward" and position == 1 else None
+
+
+def _variance(value: Tensor, codec: Any) -> Tensor:
+    """The variance of each element's rounding error, in the sizes and strides of `value`."""
+    order = memory_order(value)
+    assert order is not None and isinstance(codec, Affine)
+    rows = to_rows(value, order)
+    _, word = codec.encode(rows, 0)
+    step, zero = read_word(word)
+    place = (to_groups(rows, codec.group).to(torch.float32) - zero) / step
+    part = place - place.floor()
+    share = part * (1 - part) if codec.rounding == "stochastic" else torch.minimum(part, 1 - part).square()
+    return from_rows((share * step.square()).flatten(-2)[..., : order.cols], order)
+
+
+def _harm(use: _Use, variance: Tensor, gradient: Tensor) -> float:
+    """E‖ΔdW‖² through one product."""
+    for move in use.moves:
+        args = [variance if isinstance(arg, fx.Node) else arg for arg in move.args]
+        assert callable(move.target)
+        variance = move.target(*args, **move.kwargs)
+    squared = gradient.double().square()
+    if op_name(use.product) == "mm":
+        # The summed dimension is the second of the left operand and the first of the right one.
+        of_rows = variance.double().sum(0 if use.position == 0 else 1)
+        return float((of_rows * squared.sum(1 if use.position == 0 else 0)).sum())
+    weight = use.product.args[2]
+    assert isinstance(weight, fx.Node)
+    taps = math.prod(weight.meta["val"].shape[1:])
+    others = tuple(range(1, squared.dim()))
+    return float((variance.double().mean(others) * squared.sum(others)).sum() * taps)

@@ -1,0 +1,90 @@
+"""Rows as maps: planes of height × width elements, and the cells that cover a plane.
+
+A row holds `[outer, height, width, inner]` in memory order, of which `inner` is 1 for contiguous images, the channels
+for channels_last images and for token sequences (whose width is 1). One plane is one (outer, inner). Cells are
+aligned: index i lies in cell i // size, and the last cell of an axis may be ragged.
+"""
+
+import torch
+
+from fxcompress.errors import OptionError
+
+
+def check_map(codec: str, **sizes: int) -> None:
+    """Raise `OptionError` unless all named sizes are positive integers."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+            raise OptionError(f"{codec}: {name} is {size!r}; choose a positive integer")
+
+
+def count_planes(codec: str, cols: int, height: int, width: int, inner: int) -> int:
+    """Planes of height × width in a row of `cols` elements; `OptionError` if they do not fill it."""
+    unit = height * width * inner
+    if cols % unit:
+        raise OptionError(f"{codec}: a row of {cols} elements does not hold maps of {height} x {width} x {inner}")
+    return cols // (height * width)
+
+
+def padded(count: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `count`."""
+    return -(-count // step) * step
+
+
+def to_planes(x: torch.Tensor, height: int, width: int, inner: int) -> torch.Tensor:
+    """`[*lead, cols]` → `[*lead, planes, height, width]`."""
+    *lead, cols = x.shape
+    maps = x.reshape(*lead, cols // (height * width * inner), height, width, inner)
+    return maps.movedim(-1, -3).reshape(*lead, cols // (height * width), height, width)
+
+
+def from_planes(planes: torch.Tensor, inner: int) -> torch.Tensor:
+    """Inverse of `to_planes`: `[*lead, planes, height, width]` → `[*lead, cols]`."""
+    *lead, count, height, width = planes.shape
+    maps = planes.reshape(*lead, count // inner, inner, height, width).movedim(-3, -1)
+    return maps.reshape(*lead, count * height * width)
+
+
+def to_cells(planes: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
+    """`[*lead, planes, height, width]` → `[*lead, planes, cells, elements of a cell]`, edges repeated."""
+    *lead, height, width = planes.shape
+    tall, wide = padded(height, cell[0]), padded(width, cell[1])
+    if (tall, wide) != (height, width):
+        rows = torch.arange(tall, device=planes.device).clamp_max(height - 1)
+        columns = torch.arange(wide, device=planes.device).clamp_max(width - 1)
+        planes = planes.index_select(-2, rows).index_select(-1, columns)
+    split = planes.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1])
+    return split.transpose(-3, -2).reshape(*lead, tall * wide // (cell[0] * cell[1]), cell[0] * cell[1])
+
+
+def from_cells(cells: torch.Tensor, cell: tuple[int, int], height: int, width: int) -> torch.Tensor:
+    """Inverse of `to_cells`: what was repeated is cut off."""
+    *lead, _, _ = cells.shape
+    tall, wide = padded(height, cell[0]), padded(width, cell[1])
+    split = cells.reshape(*lead, tall // cell[0], wide // cell[1], cell[0], cell[1])
+    return split.transpose(-3, -2).reshape(*lead, tall, wide)[..., :height, :width]
+
+
+def cell_means(planes: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
+    """fp32 `[*lead, planes, height, width]` → means `[*lead, planes, rows of cells, columns of cells]`.
+
+    Elements are weighted before they are summed, so that no sum overflows.
+    """
+    *lead, height, width = planes.shape
+    tall, wide = padded(height, cell[0]), padded(width, cell[1])
+    weighted = planes * _shares(height, cell[0], planes)[:, None] * _shares(width, cell[1], planes)
+    if (tall, wide) != (height, width):
+        weighted = torch.nn.functional.pad(weighted, (0, wide - width, 0, tall - height))
+    return weighted.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1]).sum((-3, -1))
+
+
+def spread(means: torch.Tensor, cell: tuple[int, int], height: int, width: int) -> torch.Tensor:
+    """One value per cell `[*lead, planes, rows, columns]` → one per element `[*lead, planes, height, width]`."""
+    *lead, rows, columns = means.shape
+    wide = means[..., :, None, :, None].expand(*lead, rows, cell[0], columns, cell[1])
+    return wide.reshape(*lead, rows * cell[0], columns * cell[1])[..., :height, :width]
+
+
+def _shares(size: int, cell: int, like: torch.Tensor) -> torch.Tensor:
+    """fp32 `[size]`: one over the number of indices in each index's cell."""
+    first = torch.arange(size, device=like.device) // cell * cell
+    return (size - first).clamp_max(cell).to(torch.float32).reciprocal()

@@ -1,0 +1,72 @@
+"""The comparison of published systems: its tasks, and the claims of docs/sources.md that need no training."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import data
+from bench.models.digits_nets import ViT
+from bench.models.gcn import club
+from bench.source_tasks import TASKS
+from bench.sources import bits_per_element, chosen
+from fxcompress.codecs.affine import Affine
+from fxcompress.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_batches_of_one_shape_and_a_quality(name: str) -> None:
+    task = TASKS[name]
+    torch.manual_seed(0)
+    module = task.build()
+    batches = task.batches(3, 2)
+    assert len(batches) == 2 and [part.shape for part in batches[0]] == [part.shape for part in batches[1]]
+    assert module(*batches[0]).dim() == 0
+    module.eval()
+    with torch.no_grad():
+        assert 0 <= task.quality(module, 3) < 10
+
+
+def test_the_club_is_networkxs_own() -> None:
+    adjacency, labels = club()
+    assert adjacency.shape == (34, 34) and torch.equal(adjacency, adjacency.t()) and int(labels.sum()) == 17
+
+
+def test_variants_by_name(tmp_path) -> None:
+    static = [name for name, preset in PRESETS.items() if not preset.made_by]
+    names = [variant.name for variant in chosen(",".join(static), "aot_eager", TASKS["cnn"], tmp_path)]
+    assert names == ["plain", *static]
+    with pytest.raises(ValueError, match="'divison'"):
+        chosen("divison", "aot_eager", TASKS["cnn"], tmp_path)
+    assert bits_per_element(None) is None
+
+
+def projections(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """What the attention layers read: q, k and v of all heads, [tokens of the batch, 3 · heads · dim]."""
+    found: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, result: found.append(result.detach().flatten(0, -2)))
+        for name, module in network.named_modules()
+        if name.endswith("qkv")
+    ]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_a_range_per_head_is_nearer_than_one_per_tensor_in_every_attention_layer() -> None:
+    """Mesa's claim, on a ViT after a few steps of training, at 8 bits."""
+    torch.manual_seed(0)
+    network, (images, labels) = ViT(), data.digits(16).train
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    for step in range(10):
+        batch = slice(64 * step, 64 * (step + 1))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    for x in projections(network, images[:64]):
+        errors = []
+        for codec in (Affine(bits=8, heads=12, dim=16), Affine(bits=8, heads=1, dim=192)):
+            rows = x.reshape(-1)
+            errors.append(float((codec.decode(codec.encode(rows, 1), rows.numel(), rows.dtype) - rows).square().mean()))
+        assert errors[0] <= errors[1]
