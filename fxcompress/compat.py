@@ -76,11 +76,47 @@ def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
     return select_decomp_table()
 
 
+def trace_definition(node: fx.Node) -> fx.GraphModule:
+    """A call's definition in smaller operators, as a graph of its tensor arguments that returns a flat sequence.
+
+    `torch._decomp.get_decompositions`: run in 2.13, read in 2.11.
+    """
+    from torch._decomp import get_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    assert isinstance(node.target, torch._ops.OpOverload)
+    definition = get_decompositions([node.target])[node.target]
+    places = [i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node)]
+    vals = [arg.meta["val"] for arg in node.args if isinstance(arg, fx.Node)]
+
+    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args = list(node.args)
+        for place, tensor in zip(places, tensors, strict=True):
+            args[place] = tensor  # type: ignore[assignment]
+        result = definition(*args, **node.kwargs)
+        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+    with fake_mode_of(vals) or contextlib.nullcontext():
+        return make_fx(call)(*vals)
+
+
 def fake_mode_of(values: Sequence[object]) -> Any:
     """`torch._guards.detect_fake_mode`: run in 2.13, read in 2.11."""
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(list(values))
+
+
+def known_equal(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for all values of their symbols, without a guard.
+
+    `torch.fx.experimental.symbolic_shapes.statically_known_true`: run in 2.13, read in 2.11.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(a == b)
 
 
 def partitioner_base() -> type:

@@ -18,7 +18,7 @@ from fxcompress.option_rules import parse_bytes as parse_bytes
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
-DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "lossy", "min_bytes")
+DECIDED_BY_PLAN = ("bits", "operand_bits", "codec", "rounding", "group", "lossy", "loss_chunks", "min_bytes")
 """Options that a replayed plan has already answered."""
 
 
@@ -39,6 +39,8 @@ class Options:
     """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024."""
     lossy: bool = True
     """False: exact codecs only."""
+    loss_chunks: int | str = "auto"
+    """In how many chunks of tokens logits, their loss and their gradient are computed: auto, 0 (off), or a number."""
     min_bytes: int = 16384
     """Smaller tensors are kept as they are. An int, or text such as "16KiB"."""
     seed: int = 0

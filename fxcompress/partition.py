@@ -21,7 +21,9 @@ from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.alias import distinct_nbytes
 from fxcompress.passes.align_names import align_names
+from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
 from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.liveness import find_peak
 from fxcompress.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
         )
         try:
             refuse_unsupported(gm)
-            return _compress(cut, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose)
+            loss = chunk_loss(gm, num_fwd_outputs, options, self._plan)
+            return _compress(cut, loss, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose)
         except UnsupportedGraphError as error:
             if options.strict:
                 raise
@@ -116,6 +119,7 @@ def refuse_unsupported(joint: fx.GraphModule) -> None:
 
 def _compress(
     cut: Callable[..., compat.Partition],
+    loss: Chunked,
     options: Options,
     plan: Plan | None,
     num_fwd_outputs: int,
@@ -131,6 +135,9 @@ def _compress(
 
     with compat.observe_saved_values(observe):
         fw, bw = cut(rebuild_more=True)
+    peak_whole = find_peak(fw, bw, num_fwd_outputs, fused=options.inner == "inductor") if loss.extra else None
+    if loss.extra:
+        fw, bw = cut_chunked(loss, cut)
     align_names(fw, bw, num_fwd_outputs)
     inputs = placeholders(fw)
     parameters = [inputs[i].name for i in static_indices or () if i < len(inputs)]
@@ -144,6 +151,7 @@ def _compress(
         plain_saved_bytes=plain[0] if plain else None,
         decompositions=compat.inductor_decompositions() if decompose else None,
     )
-    ledger.record(result.plan, options)
-    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([result.plan], options)))
+    graph_plan = dataclasses.replace(result.plan, loss=loss.decision, peak_before=peak_whole or result.plan.peak_before)
+    ledger.record(graph_plan, options)
+    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([graph_plan], options)))
     return result.fw, result.bw

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from fxcompress.facts import Peak, SavedTensor
+from fxcompress.facts import Peak, SavedTensor, Size
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Param = int | float | str | bool
 KEEP = "keep"
 
@@ -22,6 +22,26 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class LossDecision:
+    """Whether the logits of a graph are computed in chunks of tokens, so that they never exist as a whole."""
+
+    graph: str = ""
+    """Fingerprint of the joint graph, before it was cut into forward and backward."""
+    chunks: int = 0
+    """0: they exist as a whole, or there are none."""
+    reason: str = ""
+    """Why they are not chunked."""
+    shape: tuple[Size, ...] = ()
+    """Tokens and vocabulary; empty if no logits were found."""
+    dtype: str = ""
+    nbytes: int = 0
+    """Of the logits as a whole."""
+    chunk_nbytes: int = 0
+    layer: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GraphPlan:
     """All decisions for one graph, keyed by its fingerprint."""
 
@@ -34,6 +54,7 @@ class GraphPlan:
     """What PyTorch's own cut of the same joint graph saves."""
     peak_before: Peak
     peak_after: Peak
+    loss: LossDecision = LossDecision()
 
 
 @dataclass(frozen=True, slots=True)
