@@ -247,6 +247,16 @@ def invoke_subgraph() -> Any:
     return operator
 
 
+def auto_functionalized() -> Any:
+    """The operator that calls a mutating operator on copies; Inductor leaves the copies out where nobody can tell.
+
+    `torch._higher_order_ops.auto_functionalize.auto_functionalized(op, **arguments)`: run in 2.13, read in 2.11.
+    """
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized as operator
+
+    return operator
+
+
 def is_tracing() -> bool:
     """Whether make_fx is recording; `proxy_tensor.get_proxy_mode`: run in 2.13, read in 2.11."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode

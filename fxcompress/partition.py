@@ -67,7 +67,9 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
         try:
             refuse_unsupported(gm)
             loss = chunk_loss(gm, num_fwd_outputs, options, self._plan)
-            return _compress(cut, loss, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose)
+            return _compress(
+                cut, loss, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose
+            )
         except UnsupportedGraphError as error:
             if options.strict:
                 raise

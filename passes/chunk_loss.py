@@ -66,8 +66,9 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
     chunks = choose_chunks(found) if request == "auto" else int(request)
     if chunks < 2:
         return Chunked(joint, 0, _decision(key, found.start, 0, "too few tokens for chunks to pay"))
-    outline = options.inner == "inductor" and "outline" not in options.disable_passes and _is_static(found)
-    extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, outline=outline)
+    fused = options.inner == "inductor"
+    outline = fused and "outline" not in options.disable_passes and _is_static(found)
+    extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
     return Chunked(gm, extra, _decision(key, found.start, chunks, ""))
 
 
@@ -117,7 +118,9 @@ def _inline_definition(graph: fx.Graph, node: fx.Node) -> None:
     tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
     template = compat.trace_definition(node)
     with graph.inserting_before(node):
-        results = inline(graph, template, tensors, [None] * (2 if op_name(node) == "nll_loss_forward" else 1), fresh=True)
+        results = inline(
+            graph, template, tensors, [None] * (2 if op_name(node) == "nll_loss_forward" else 1), fresh=True
+        )
     if op_name(node) == "nll_loss_backward":
         node.replace_all_uses_with(results[0])
     else:

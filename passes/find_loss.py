@@ -39,7 +39,7 @@ class Region:
 
     `rows` places the tokens of each node of the region, in graph order; `reads` says how each reads its operands. Nodes
     of `exits` have one value per token, those of `sums` are summed over tokens; both are read outside. `chain` leads
-    from the tangent to the region. `scaled` holds the exits and sums that are linear in the tangent.
+    from the tangent to the region.
     """
 
     start: fx.Node
@@ -49,7 +49,8 @@ class Region:
     sums: tuple[TokenSum, ...]
     tangent: fx.Node
     chain: tuple[fx.Node, ...]
-    scaled: frozenset[fx.Node]
+    gradient: frozenset[fx.Node]
+    """Members that depend on the tangent."""
     cut: Cut | None
 
     @property
@@ -128,17 +129,22 @@ class _Search:
             self._follow(node)
         inside = self._inside()
         reads = self._reads(inside)
-        rows = {node: self.rows[node] for node in sorted((n for n in reads if n not in self.sums), key=order.__getitem__)}
+        rows = {
+            node: self.rows[node] for node in sorted((n for n in reads if n not in self.sums), key=order.__getitem__)
+        }
         sums = tuple(self.sums[node] for node in sorted((n for n in reads if n in self.sums), key=order.__getitem__))
         members = set(reads)
         tangent, chain = self._chain(members, reads)
-        exits = tuple(node for node in rows if any(user not in members for user in node.users) and node not in self._pulled(inside, members))
+        exits = tuple(
+            node
+            for node in rows
+            if any(user not in members for user in node.users) and node not in self._pulled(inside, members)
+        )
         self._check_exits(exits)
-        scaled = frozenset(node for node in (*exits, *(total.node for total in sums)) if node in self.tangents)
-        if not scaled:
-            raise Unchunkable("no gradient of it is asked for")
         ordered = tuple(sorted(chain, key=order.__getitem__))
-        return Region(self.start, rows, reads, exits, sums, tangent, ordered, scaled, self.cut)
+        return Region(
+            self.start, rows, reads, exits, sums, tangent, ordered, frozenset(members & self.tangents), self.cut
+        )
 
     def normalizes(self) -> bool:
         """Whether a normalization over the vocabulary reads the start, with no product in between."""
@@ -226,7 +232,9 @@ class _Search:
             reads[node] = self._operands(node)
             for arg, read in reads[node].items():
                 if arg in self.other or arg in self.sums or (arg in self.ends):
-                    raise Unchunkable(f"{node.name} reads {arg.name}, which mixes tokens: {self.other.get(arg, 'a sum')}")
+                    raise Unchunkable(
+                        f"{node.name} reads {arg.name}, which mixes tokens: {self.other.get(arg, 'a sum')}"
+                    )
                 if self._may_pull(node, arg, read) and read.rows is not None and self._pull(arg, read.rows):
                     pending.append(arg)
         return reads
@@ -247,7 +255,9 @@ class _Search:
 
     def _is_large(self, node: fx.Node) -> bool:
         val = node.meta.get("val")
-        return isinstance(val, torch.Tensor) and 4 * math.prod(map(hint, val.shape)) >= math.prod(map(hint, shape_of(self.start)))
+        return isinstance(val, torch.Tensor) and 4 * math.prod(map(hint, val.shape)) >= math.prod(
+            map(hint, shape_of(self.start))
+        )
 
     def _has_large_source(self, node: fx.Node) -> bool:
         """Whether a gradient that does not depend on the logits is reduced from a large one."""

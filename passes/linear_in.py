@@ -11,7 +11,9 @@ from fxcompress.passes.ops import MOVES, op_name
 from fxcompress.passes.row_ops import is_zero
 
 _MOVES = MOVES | frozenset("neg sum mean squeeze unsqueeze _unsafe_view view".split())
-_FIRST = frozenset("_log_softmax_backward_data _softmax_backward_data slice_backward gather div masked_fill index".split())
+_FIRST = frozenset(
+    "_log_softmax_backward_data _softmax_backward_data slice_backward gather div masked_fill index".split()
+)
 """Linear in the first operand alone."""
 _SUMS = frozenset("add sub where slice_scatter scatter".split())
 """Linear if every operand that holds values is a gradient or zero."""

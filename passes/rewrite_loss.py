@@ -20,15 +20,14 @@ from fxcompress import compat
 from fxcompress.passes.find_loss import Region
 from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.ops import GRADIENT, op_name
-from fxcompress.passes.row_ops import TokenSum, family, is_constant, keeps, reduced_dims
+from fxcompress.passes.ops import GRADIENT
+from fxcompress.passes.row_ops import is_constant
 from fxcompress.passes.splice import call_outlined
 from fxcompress.passes.token_rows import Read, Unchunkable, same, shape_of
+from fxcompress.passes.write_chunk import PREFIX, Chunk, Key, Writer, add_share, is_product, sources, zeros
 
-PREFIX = "actcomp_loss_"
 aten = torch.ops.aten
 _DESCRIPTIVE = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace")
-Key = tuple[fx.Node, Read]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +39,6 @@ class _Operand:
 
 
 @dataclass(frozen=True, slots=True)
-class _Writer:
-    """Appends calls to a graph, each with the fake value that running it gives."""
-
-    graph: fx.Graph
-    mode: Any
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        name = str(getattr(target, "__name__", target)).split(".")[0].strip("_")
-        node = self.graph.create_node("call_function", target, args, kwargs, name=PREFIX + name)
-        values, named = fx.map_arg((args, kwargs), lambda arg: arg.meta["val"])
-        with self.mode:
-            node.meta["val"] = target(*values, **named)
-        return node
-
-    def size(self, size: int | torch.SymInt) -> int | fx.Node:
-        """A size as an argument: a number, or the node that states this symbolic size."""
-        if isinstance(size, int):
-            return size
-        for node in self.graph.nodes:
-            val = node.meta.get("val")
-            if isinstance(val, torch.SymInt) and val.node.expr == size.node.expr:
-                return node
-            if isinstance(val, torch.Tensor) and node.op == "placeholder":
-                for dim, found in enumerate(val.shape):
-                    if isinstance(found, torch.SymInt) and found.node.expr == size.node.expr:
-                        return self(aten.sym_size.int, node, dim)
-        raise AssertionError(f"no node states the size {size}")
-
-    def sizes(self, shape: Sequence[int | torch.SymInt]) -> list[int | fx.Node]:
-        return [self.size(size) for size in shape]
-
-
-@dataclass(frozen=True, slots=True)
 class _Results:
     """What the chunks gave: pieces per token in order, and sums."""
 
@@ -80,7 +46,9 @@ class _Results:
     sums: dict[fx.Node, fx.Node]
 
 
-def rewrite_loss(gm: fx.GraphModule, region: Region, chunks: int, num_fwd_outputs: int, *, outline: bool) -> int:
+def rewrite_loss(
+    gm: fx.GraphModule, region: Region, chunks: int, num_fwd_outputs: int, *, fused: bool, outline: bool
+) -> int:
     """Compute `region` in `chunks` chunks; returns how many outputs were put behind the user's forward outputs.
 
     PyTorch's partitioner computes in the forward only what forward outputs need. The gradients are therefore forward
@@ -91,21 +59,22 @@ def rewrite_loss(gm: fx.GraphModule, region: Region, chunks: int, num_fwd_output
         region: what `find_loss` found in it.
         chunks: at least 2.
         num_fwd_outputs: how many leading outputs are the user's forward outputs.
+        fused: whether the inner compiler fuses and reorders.
         outline: whether equal chunks are calls of one subgraph; sizes must then be static.
     """
     (output,) = gm.graph.find_nodes(op="output")
     members = region.members
     with gm.graph.inserting_before(output):
-        write = _Writer(gm.graph, compat.fake_mode_of([region.start.meta["val"]]))
-        work = _Work(gm, region, write, outline)
+        write = Writer(gm.graph, compat.fake_mode_of([region.start.meta["val"]]))
+        work = _Work(gm, region, write, fused=fused, outline=outline)
         results = work.run(chunks)
         final = {node: _joined(write, region, node, pieces) for node, pieces in results.pieces.items()}
         final |= {node: _shaped(write, node, total) for node, total in results.sums.items()}
-        saved = [final[node] for node in final if node in region.scaled]
+        saved = [final[node] for node in final if node in region.gradient]
         for node, value in final.items():
             value.meta |= {key: node.meta[key] for key in _DESCRIPTIVE if key in node.meta}
             used = value
-            if node in region.scaled:
+            if node in region.gradient:
                 _mark(value, {*results.pieces.get(node, ()), *results.sums.values()})
                 used = _scaled(write, value, region.tangent, node)
             node.replace_all_uses_with(used, delete_user_cb=lambda user: user not in members)
@@ -148,33 +117,30 @@ def sort_graph(graph: fx.Graph) -> None:
 class _Work:
     """The region's operands, prepared once, and the chunks computed from them."""
 
-    def __init__(self, gm: fx.GraphModule, region: Region, write: _Writer, outline: bool) -> None:
-        self.gm, self.region, self.write, self.outline = gm, region, write, outline
-        self.templates: dict[int, fx.GraphModule] = {}
+    def __init__(self, gm: fx.GraphModule, region: Region, write: Writer, *, fused: bool, outline: bool) -> None:
+        self.gm, self.region, self.write, self.fused, self.outline = gm, region, write, fused, outline
+        self.templates: dict[object, tuple[str, fx.GraphModule]] = {}
         units = self._unit_chain()
         keys = [(arg, read) for node in region.members for arg, read in region.reads[node].items()]
-        outside = [key for key in dict.fromkeys(keys) if key[0] not in region.members and not is_constant(key[0])]
+        outside = [key for key in dict.fromkeys(keys) if key[0] not in region.rows and not is_constant(key[0])]
         self.operands = {key: _prepared(write, region, units.get(key[0], key[0]), key[1]) for key in outside}
 
     def run(self, chunks: int) -> _Results:
         """Write all chunks, in order."""
         region, write = self.region, self.write
-        sums = {total.node: self._zeros(total) for total in region.sums}
+        sums = {total.node: zeros(write, total) for total in region.sums}
         pieces: dict[fx.Node, list[fx.Node]] = {node: [] for node in region.exits}
+        done: list[fx.Node] = []
         for start, end in _bounds(write, self._tokens(), chunks):
-            inputs = {
-                key: operand.node if operand.dim is None else write(aten.slice.Tensor, operand.node, operand.dim, start, end)
-                for key, operand in self.operands.items()
-            }
-            got = self._call(inputs, sums) if self.outline else self._body(write, inputs, sums)
-            for node, piece in got.pieces.items():
-                pieces[node] += piece
-            sums = got.sums
+            inputs = self._slices(start, end, done)
+            results = iter(self._outlined(inputs) if self.outline else self._inlined(inputs))
+            for node in region.exits:
+                pieces[node].append(next(results))
+            for total in region.sums:
+                share = [next(results) for _ in (sources(region, total) if is_product(total) else [total])]
+                sums[total.node] = add_share(write, region, total, sums[total.node], share, inputs)
+            done = [*sums.values(), *(found[-1] for found in pieces.values())]
         return _Results(pieces, sums)
-
-    def _tokens(self) -> _Operand:
-        """An operand that has all tokens."""
-        return next(operand for operand in self.operands.values() if operand.dim is not None)
 
     def _unit_chain(self) -> dict[fx.Node, fx.Node]:
         """What leads from the tangent to the region, for a tangent of one."""
@@ -187,75 +153,60 @@ class _Work:
             env[node] = write(node.target, *args, **kwargs)
         return env
 
-    def _zeros(self, total: TokenSum) -> fx.Node:
-        val = total.node.meta["val"]
-        shape = self.write.sizes(_chunk_sum_shape(total))
-        return self.write(aten.full.default, shape, 0.0, dtype=_sum_dtype(val.dtype), device=val.device)
+    def _slices(self, start: Any, end: Any, done: Sequence[fx.Node]) -> dict[Key, fx.Node]:
+        """One chunk of every operand. Where calls may be reordered, it waits for the chunk before."""
+        inputs = {}
+        for key, operand in self.operands.items():
+            node = operand.node
+            if operand.dim is not None:
+                node = self.write(aten.slice.Tensor, node, operand.dim, start, end)
+            if self.fused and done and key == self._hidden():
+                node = self.write(torch.ops.fxcompress.after.default, node, list(done))
+            inputs[key] = node
+        return inputs
 
-    def _body(self, write: _Writer, inputs: Mapping[Key, fx.Node], sums: Mapping[fx.Node, fx.Node]) -> _Results:
-        """Write one chunk node by node."""
-        region = self.region
-        env: dict[fx.Node, fx.Node] = {}
-        totals = {total.node: total for total in region.sums}
-        added = dict(sums)
-        size: Any = next(_size(write, node, self.operands[key].dim) for key, node in inputs.items() if self.operands[key].dim is not None)
-        for node in region.members:
-            local: dict[fx.Node, fx.Node] = {}
-            for arg, read in region.reads[node].items():
-                if arg in env:
-                    local[arg] = env[arg]
-                elif is_constant(arg):
-                    env[arg] = local[arg] = write(arg.target, *arg.args, **arg.kwargs)
-                else:
-                    local[arg] = inputs[arg, read]
-            if node in totals:
-                added[node] = _add(write, totals[node], local, sums[node])
-            elif node is region.start:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), local.__getitem__)
-                env[node] = write(node.target, *args, **kwargs)
-            else:
-                env[node] = family(node).emit(write, node, region.rows[node], local, size)
-        return _Results({node: [env[node]] for node in region.exits}, added)
+    def _hidden(self) -> Key:
+        """The projection's operand that has the tokens."""
+        reads = self.region.reads[self.region.start]
+        return next((arg, read) for arg, read in reads.items() if read.rows is not None)
 
-    def _call(self, inputs: Mapping[Key, fx.Node], sums: Mapping[fx.Node, fx.Node]) -> _Results:
-        """Call one chunk as a subgraph."""
-        arguments = [*inputs.values(), *sums.values()]
-        size = next(
-            int(node.meta["val"].shape[dim]) for key, node in inputs.items() if (dim := self.operands[key].dim) is not None
-        )
-        if size not in self.templates:
-            self.templates[size] = self._template(inputs, sums)
-        template = self.templates[size]
-        name = PREFIX + fingerprint(template)[:16]
-        names = [PREFIX + "chunk"] * (len(self.region.exits) + len(sums))
-        results = call_outlined(self.gm, template, name, arguments, names)
-        exits = dict(zip(self.region.exits, results, strict=False))
-        return _Results(
-            {node: [result] for node, result in exits.items()},
-            dict(zip(sums, results[len(exits) :], strict=True)),
-        )
+    def _tokens(self) -> int | fx.Node:
+        return _size(self.write, self.operands[self._hidden()].node)
 
-    def _template(self, inputs: Mapping[Key, fx.Node], sums: Mapping[fx.Node, fx.Node]) -> fx.GraphModule:
+    def _inlined(self, inputs: Mapping[Key, fx.Node]) -> list[fx.Node]:
+        size = _size(self.write, inputs[self._hidden()])
+        return Chunk(self.write, self.region, inputs, size, fenced=self.fused).emit()
+
+    def _outlined(self, inputs: Mapping[Key, fx.Node]) -> list[fx.Node]:
+        vals = [node.meta["val"] for node in inputs.values()]
+        kind = tuple((tuple(val.shape), tuple(val.stride())) for val in vals)
+        if kind not in self.templates:
+            template = self._template(inputs)
+            self.templates[kind] = PREFIX + fingerprint(template)[:16], template
+        name, template = self.templates[kind]
+        names = [PREFIX + "chunk"] * len(outputs(template))
+        return call_outlined(self.gm, template, name, list(inputs.values()), names)
+
+    def _template(self, inputs: Mapping[Key, fx.Node]) -> fx.GraphModule:
         """One chunk as a graph of its own."""
-        graph = fx.Graph()
-        write = _Writer(graph, self.write.mode)
-
-        def argument(node: fx.Node) -> fx.Node:
+        gm = fx.GraphModule(torch.nn.Module(), fx.Graph())
+        write = Writer(gm.graph, self.write.mode)
+        given = {}
+        for number, (key, node) in enumerate(inputs.items()):
             val = node.meta["val"]
-            copy = graph.placeholder(f"operand_{len(graph.nodes)}")
+            given[key] = gm.graph.placeholder(f"operand_{number}")
             with write.mode:
-                copy.meta["val"] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
-            return copy
+                own = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
+            given[key].meta["val"] = own
+        size = _size(write, given[self._hidden()])
+        results = Chunk(write, self.region, given, size, fenced=True).emit()
+        gm.graph.output(tuple(_own(write, gm.graph, results)))
+        gm.graph.eliminate_dead_code()
+        gm.recompile()
+        return gm
 
-        given = {key: argument(node) for key, node in inputs.items()}
-        before = {node: argument(total) for node, total in sums.items()}
-        got = self._body(write, given, before)
-        results = [*(piece for (piece,) in got.pieces.values()), *got.sums.values()]
-        graph.output(tuple(_own(write, graph, results)))
-        return fx.GraphModule(torch.nn.Module(), graph)
 
-
-def _own(write: _Writer, graph: fx.Graph, results: Sequence[fx.Node]) -> list[fx.Node]:
+def _own(write: Writer, graph: fx.Graph, results: Sequence[fx.Node]) -> list[fx.Node]:
     """Results in storages of their own: a subgraph returns no views."""
     seen = {node.meta["val"].untyped_storage()._cdata for node in graph.find_nodes(op="placeholder")}
     owned = []
@@ -266,15 +217,14 @@ def _own(write: _Writer, graph: fx.Graph, results: Sequence[fx.Node]) -> list[fx
     return owned
 
 
-def _size(write: _Writer, node: fx.Node, dim: int | None) -> int | fx.Node:
-    assert dim is not None
-    size = shape_of(node)[dim]
-    return size if isinstance(size, int) else write(aten.sym_size.int, node, dim)
+def _size(write: Writer, node: fx.Node) -> int | fx.Node:
+    """The number of tokens of a prepared operand of the projection."""
+    size = shape_of(node)[0]
+    return size if isinstance(size, int) else write(aten.sym_size.int, node, 0)
 
 
-def _bounds(write: _Writer, operand: _Operand, chunks: int) -> list[tuple[Any, Any]]:
-    """Where each chunk starts and ends: equal ones, the last with what is left over."""
-    total = _size(write, operand.node, operand.dim)
+def _bounds(write: Writer, total: int | fx.Node, chunks: int) -> list[tuple[Any, Any]]:
+    """Where each chunk starts and ends: equal ones, what does not divide goes to the last."""
     if isinstance(total, int):
         each = -(-total // chunks)
         return [(start, min(start + each, total)) for start in range(0, total, each)]
@@ -283,7 +233,7 @@ def _bounds(write: _Writer, operand: _Operand, chunks: int) -> list[tuple[Any, A
     return list(zip(starts, [*starts[1:], total], strict=True))
 
 
-def _prepared(write: _Writer, region: Region, node: fx.Node, read: Read) -> _Operand:
+def _prepared(write: Writer, region: Region, node: fx.Node, read: Read) -> _Operand:
     """An outside operand with its tokens in one dimension, those that a slice leaves out taken away."""
     if read.rows is None:
         if read.ones is None:
@@ -311,47 +261,7 @@ def _prepared(write: _Writer, region: Region, node: fx.Node, read: Read) -> _Ope
     return _Operand(node, rows.first)
 
 
-def _add(write: _Writer, total: TokenSum, local: Mapping[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
-    """Add one chunk's share to a sum over tokens."""
-    node, dtype = total.node, before.meta["val"].dtype
-    if op_name(node) == "mm":
-        left, right = (local[arg] for arg, _ in total.operands)
-        if left.meta["val"].dtype is dtype:
-            return write(aten.addmm.default, before, left, right)
-        if left.meta["val"].device.type == "cuda":
-            return write(aten.addmm.dtype, before, left, right, dtype)
-        cast = torch.ops.prims.convert_element_type.default
-        return write(aten.addmm.default, before, write(cast, left, dtype), write(cast, right, dtype))
-    (operand,) = local.values()
-    share = write(aten.sum.dim_IntList, operand, _chunk_dims(total), keeps(node), dtype=dtype)
-    return write(aten.add.Tensor, before, share)
-
-
-def _chunk_dims(total: TokenSum) -> list[int]:
-    """The dimensions that a chunk sums over."""
-    ((operand, read),) = total.operands
-    rows, rank = read.rows, len(shape_of(operand))
-    assert rows is not None
-    dims = {dim % rank for dim in reduced_dims(total.node, rank)}
-    return sorted({rows.first if rows.first <= dim < rows.last else rows.inner(dim, rank) for dim in dims})
-
-
-def _chunk_sum_shape(total: TokenSum) -> list[Any]:
-    """The shape of a chunk's share: token dimensions that stay with size 1 are one."""
-    shape = list(shape_of(total.node))
-    if op_name(total.node) == "mm" or not keeps(total.node):
-        return shape
-    ((_, read),) = total.operands
-    assert read.rows is not None
-    return read.rows.chunk(shape, 1)
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Sums over chunks are rounded once per chunk, so they need more bits than a result that is rounded once."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _joined(write: _Writer, region: Region, node: fx.Node, pieces: Sequence[fx.Node]) -> fx.Node:
+def _joined(write: Writer, region: Region, node: fx.Node, pieces: Sequence[fx.Node]) -> fx.Node:
     """The per-token value `node` from its pieces."""
     rows, shape = region.rows[node], shape_of(node)
     value = write(aten.cat.default, list(pieces), rows.first)
@@ -375,7 +285,7 @@ def _static(size: int | torch.SymInt) -> int:
     return size
 
 
-def _shaped(write: _Writer, node: fx.Node, value: fx.Node) -> fx.Node:
+def _shaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
     """A result in shape and dtype of the node that it replaces."""
     val = node.meta["val"]
     if not same(shape_of(value), val.shape):
@@ -385,7 +295,7 @@ def _shaped(write: _Writer, node: fx.Node, value: fx.Node) -> fx.Node:
     return value
 
 
-def _scaled(write: _Writer, value: fx.Node, tangent: fx.Node, node: fx.Node) -> fx.Node:
+def _scaled(write: Writer, value: fx.Node, tangent: fx.Node, node: fx.Node) -> fx.Node:
     """A gradient for a tangent of one, multiplied by the tangent."""
     factor = tangent if tangent.meta["val"].dim() == 0 else write(aten.reshape.default, tangent, [])
     return _shaped(write, node, write(aten.mul.Tensor, value, factor))

@@ -145,7 +145,9 @@ def _reduce_operands(node: fx.Node, rows: Rows) -> dict[fx.Node, Read]:
     rank = len(shape_of(operand))
     for first in range(rank):
         found = replace(rows, first=first, last=first + rows.last - rows.first)
-        if found.last <= rank and not set(range(found.first, found.last)) & {d % rank for d in reduced_dims(node, rank)}:
+        if found.last <= rank and not set(range(found.first, found.last)) & {
+            d % rank for d in reduced_dims(node, rank)
+        }:
             if _reduce_result(node, operand, found) == rows:
                 return {operand: Read(found)}
     raise Unchunkable("it reduces over tokens")

@@ -126,7 +126,9 @@ def aligned(operand: fx.Node, node: fx.Node, rows: Rows) -> Read:
         return Read(None, ones=(max(first, 0), last) if last - max(first, 0) > 1 else None)
     if any(size != 1 for size in shape[last:]) or rows.cut or first > 0:
         raise Unchunkable("an operand is broadcast over some of the token dimensions")
-    return Read(replace(rows, first=0, last=rows.last - rows.first), spread=(*whole[rows.first : rows.last], *shape[last:]))
+    return Read(
+        replace(rows, first=0, last=rows.last - rows.first), spread=(*whole[rows.first : rows.last], *shape[last:])
+    )
 
 
 def _pointwise_result(node: fx.Node, operand: fx.Node, rows: Rows) -> Rows:
