@@ -14,12 +14,15 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import hint, nbytes_of
-from fxcompress.passes.find_loss import Declined, Region, find_loss
+from fxcompress.passes.find_loss import find_loss
 from fxcompress.passes.find_saved import layer_of, source_of
 from fxcompress.passes.fingerprint import fingerprint
+from fxcompress.passes.joint_outputs import strip_outputs
+from fxcompress.passes.loss_region import Declined, Region
 from fxcompress.passes.ops import op_name
-from fxcompress.passes.rewrite_loss import rewrite_loss, strip_outputs
+from fxcompress.passes.rewrite_loss import rewrite_loss
 from fxcompress.passes.splice import inline
+from fxcompress.passes.token_rows import Unchunkable
 from fxcompress.plan import LossDecision, Plan
 
 LEAST_NBYTES = 16 * 2**20
@@ -48,7 +51,7 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
         options: `loss_chunks` asks for a number of chunks.
         plan: a plan to replay, which states it.
     """
-    if options.loss_chunks == 0 and plan is None or "chunk_loss" in options.disable_passes:
+    if (options.loss_chunks == 0 and plan is None) or "chunk_loss" in options.disable_passes:
         return Chunked(joint, 0, LossDecision(reason="off"))
     key = fingerprint(joint)
     request = options.loss_chunks
@@ -68,7 +71,10 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
         return Chunked(joint, 0, _decision(key, found.start, 0, "too few tokens for chunks to pay"))
     fused = options.inner == "inductor"
     outline = fused and "outline" not in options.disable_passes and _is_static(found)
-    extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
+    try:
+        extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
+    except Unchunkable as reason:
+        return Chunked(joint, 0, _decision(key, found.start, 0, str(reason)))
     return Chunked(gm, extra, _decision(key, found.start, chunks, ""))
 
 

@@ -14,62 +14,14 @@ from torch import fx
 from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import source_of
 from fxcompress.passes.linear_in import depends_on_tangents, explain_nonlinear
+from fxcompress.passes.loss_region import Cut, Declined, Region
 from fxcompress.passes.ops import GEMMS, full_name, is_attention, op_name
-from fxcompress.passes.row_ops import TokenSum, cut_of, family, sums_tokens
+from fxcompress.passes.row_ops import TokenSum, family, sums_tokens
+from fxcompress.passes.row_slices import cut_of
 from fxcompress.passes.token_rows import Read, Rows, Unchunkable, shape_of, tensors
 
 NORMALIZERS = frozenset("amax logsumexp _log_softmax _softmax".split())
 """What makes a large product look like logits, so that a report says why it is not chunked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A slice along one of the token dimensions, after which fewer tokens are left."""
-
-    sizes: tuple[int | torch.SymInt, ...]
-    """Of the token dimensions before."""
-    place: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """What is to be computed chunk by chunk.
-
-    `rows` places the tokens of each node of the region, in graph order; `reads` says how each reads its operands. Nodes
-    of `exits` have one value per token, those of `sums` are summed over tokens; both are read outside. `chain` leads
-    from the tangent to the region.
-    """
-
-    start: fx.Node
-    rows: dict[fx.Node, Rows]
-    reads: dict[fx.Node, dict[fx.Node, Read]]
-    exits: tuple[fx.Node, ...]
-    sums: tuple[TokenSum, ...]
-    tangent: fx.Node
-    chain: tuple[fx.Node, ...]
-    gradient: frozenset[fx.Node]
-    """Members that depend on the tangent."""
-    cut: Cut | None
-
-    @property
-    def members(self) -> tuple[fx.Node, ...]:
-        """All nodes of the region, every one behind its operands."""
-        return (*self.rows, *(total.node for total in self.sums))
-
-    @property
-    def shape(self) -> tuple[int | torch.SymInt, ...]:
-        """Tokens and vocabulary."""
-        return shape_of(self.start)
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    """Logits that must stay whole, with the reason."""
-
-    start: fx.Node
-    reason: str
 
 
 def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:

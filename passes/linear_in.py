@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.ops import MOVES, op_name
-from fxcompress.passes.row_ops import is_zero
+from fxcompress.passes.row_slices import is_zero
 
 _MOVES = MOVES | frozenset("neg sum mean squeeze unsqueeze _unsafe_view view".split())
 _FIRST = frozenset(
@@ -23,9 +23,8 @@ def depends_on_tangents(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that depend on a tangent, tangents included."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" and "tangents" in str(node.target):
-            found.add(node)
-        elif node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
+        root = node.op == "placeholder" and "tangents" in str(node.target)
+        if root or (node.op == "call_function" and any(arg in found for arg in node.all_input_nodes)):
             found.add(node)
     return found
 

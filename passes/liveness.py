@@ -16,7 +16,7 @@ from torch import fx
 from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
-from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
 from fxcompress.passes.workspace import workspace_nbytes
 
 Buffer = int
@@ -52,7 +52,8 @@ def find_peak(
         channels_last: whether it computes convolutions with channels last, whatever the strides say.
     """
     saved = {key: size for out in outputs(fw)[num_fwd_outputs:] for key, size in _buffer(out)}
-    held = {key for node in placeholders(fw) for key, _ in _buffer(node)}
+    early = _early_gradients(fw, bw, num_fwd_outputs) if fused else []
+    held = {key for node in (*placeholders(fw), *early) for key, _ in _buffer(node)}
     kept = set(saved) | {key for out in outputs(fw)[:num_fwd_outputs] for key, _ in _buffer(out)}
     forward = _simulate(_steps(fw, fused, channels_last), {}, held, kept)
     resident = sum(size for key, size in saved.items() if key not in held)
@@ -63,6 +64,23 @@ def find_peak(
     gradients = {key for out in outputs(bw) for key, _ in _buffer(out)}
     backward = _simulate(_steps(bw, fused, channels_last), incoming, excluded | gradients, set())
     return _peak(forward, backward, resident)
+
+
+def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
+    """Saved forward nodes that are gradients already, and that the backward returns in the same memory."""
+    by_name = {node.name: node for node in placeholders(bw)}
+    saved = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    marked = [node for node in saved if node.meta.get("actcomp") == GRADIENT and node.name in by_name]
+    return [node for node in marked if _is_returned(by_name[node.name])]
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether `node` only ends, scaled or viewed, as an output of its size."""
+    if len(node.users) != 1 or node.op == "output":
+        return node.op == "output"
+    (user,) = node.users
+    scaled = op_name(user) == "mul" and user.meta["val"].dtype is node.meta["val"].dtype
+    return user.op == "output" or ((scaled or is_view(user)) and _is_returned(user))
 
 
 def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("fxcompress", "DEF")  # noqa: TOR901
-_library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right) -> ()")
-_library.define("after(Tensor value, Tensor[] done) -> Tensor")
+_library = torch.library.Library("fxcompress", "DEF")
+_library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right) -> ()")  # type: ignore[no-untyped-call]
+_library.define("after(Tensor value, Tensor[] done) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 @torch.library.impl(_library, "add_product_", "CompositeExplicitAutograd")
@@ -32,11 +32,11 @@ def after(value: Tensor, done: Sequence[Tensor]) -> Tensor:
     return value.clone()
 
 
-@torch.library.register_fake("fxcompress::add_product_", lib=_library)
+@torch.library.register_fake("fxcompress::add_product_", lib=_library)  # type: ignore[untyped-decorator]
 def _add_product_fake(total: Tensor, left: Tensor, right: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("fxcompress::after", lib=_library)
+@torch.library.register_fake("fxcompress::after", lib=_library)  # type: ignore[untyped-decorator]
 def _after_fake(value: Tensor, done: Sequence[Tensor]) -> Tensor:
     return torch.empty_like(value)

@@ -10,16 +10,17 @@ What the forward then saves are gradients, marked `meta["actcomp"] == GRADIENT`:
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.find_loss import Region
 from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.fingerprint import fingerprint
+from fxcompress.passes.joint_outputs import add_outputs, sort_graph
+from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.row_ops import is_constant
 from fxcompress.passes.splice import call_outlined
@@ -78,40 +79,11 @@ def rewrite_loss(
                 _mark(value, {*results.pieces.get(node, ()), *results.sums.values()})
                 used = _scaled(write, value, region.tangent, node)
             node.replace_all_uses_with(used, delete_user_cb=lambda user: user not in members)
-    _add_outputs(output, saved, num_fwd_outputs)
+    add_outputs(output, saved, num_fwd_outputs)
     sort_graph(gm.graph)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return len(saved)
-
-
-def strip_outputs(fw: fx.GraphModule, start: int, count: int) -> None:
-    """Take `count` outputs from number `start` on out of a forward graph."""
-    (output,) = fw.graph.find_nodes(op="output")
-    _set_outputs(output, outputs(fw)[:start] + outputs(fw)[start + count :])
-    if "desc" in output.meta:
-        desc = list(output.meta["desc"])
-        output.meta["desc"] = desc[:start] + desc[start + count :]
-    fw.recompile()
-
-
-def sort_graph(graph: fx.Graph) -> None:
-    """Move every node behind its operands, and otherwise keep the order."""
-    waiting: dict[fx.Node, list[fx.Node]] = {}
-    ready: set[fx.Node] = set()
-    nodes = list(graph.nodes)
-    cursor = graph._root
-    pending = list(reversed(nodes))
-    while pending:
-        node = pending.pop()
-        missing = next((arg for arg in node.all_input_nodes if arg not in ready), None)
-        if missing is not None:
-            waiting.setdefault(missing, []).append(node)
-            continue
-        ready.add(node)
-        cursor.append(node)
-        cursor = node
-        pending.extend(reversed(waiting.pop(node, [])))
 
 
 class _Work:
@@ -308,15 +280,3 @@ def _mark(value: fx.Node, parts: set[fx.Node]) -> None:
         node = pending.pop()
         node.meta["actcomp"] = GRADIENT
         pending += [] if node in parts else [arg for arg in node.all_input_nodes if arg.name.startswith(PREFIX)]
-
-
-def _add_outputs(output: fx.Node, values: Sequence[fx.Node], place: int) -> None:
-    found = list(output.args[0])  # type: ignore[arg-type]
-    _set_outputs(output, [*found[:place], *values, *found[place:]])
-    if "desc" in output.meta:
-        desc = list(output.meta["desc"])
-        output.meta["desc"] = [*desc[:place], *(None for _ in values), *desc[place:]]
-
-
-def _set_outputs(output: fx.Node, values: Sequence[object]) -> None:
-    output.args = (type(output.args[0])(values),)  # type: ignore[call-arg]

@@ -17,10 +17,10 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.passes import loss_ops  # noqa: F401  (registers the operators)
 from fxcompress.passes.alias import hint
-from fxcompress.passes.find_loss import Region
+from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.row_ops import TokenSum, family, is_constant, keeps, reduced_dims
-from fxcompress.passes.token_rows import Read, shape_of
+from fxcompress.passes.token_rows import Read, Unchunkable, shape_of
 
 PREFIX = "actcomp_loss_"
 Key = tuple[fx.Node, Read]
@@ -45,7 +45,7 @@ class Writer:
     def add_product(self, total: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
         """`total + left @ right` in place of `total`, as far as the compiler can tell that nobody else reads it."""
         functional = compat.auto_functionalized()
-        kwargs = {"total": total, "left": left, "right": right}
+        kwargs: dict[str, Any] = {"total": total, "left": left, "right": right}
         target = torch.ops.fxcompress.add_product_.default
         call = self.graph.create_node("call_function", functional, (target,), kwargs, name=PREFIX + "add_product")
         call.meta["val"] = (None, total.meta["val"])
@@ -57,15 +57,16 @@ class Writer:
         """A size as an argument: a number, or the node that states this symbolic size."""
         if isinstance(size, int):
             return size
-        for node in self.graph.nodes:
+        known: list[fx.Node] = list(self.graph.nodes)
+        for node in known:
             val = node.meta.get("val")
-            if isinstance(val, torch.SymInt) and val.node.expr == size.node.expr:
+            if isinstance(val, torch.SymInt) and compat.known_equal(val, size):
                 return node
             if isinstance(val, torch.Tensor) and node.op == "placeholder":
                 for dim, found in enumerate(val.shape):
-                    if isinstance(found, torch.SymInt) and found.node.expr == size.node.expr:
+                    if isinstance(found, torch.SymInt) and compat.known_equal(found, size):
                         return self(aten.sym_size.int, node, dim)
-        raise AssertionError(f"no node states the size {size}")
+        raise Unchunkable(f"no input states the size {size}")
 
     def sizes(self, shape: Sequence[int | torch.SymInt]) -> list[int | fx.Node]:
         return [self.size(size) for size in shape]

@@ -84,7 +84,7 @@ DECISION = ("graphs", 0, "decisions", 3)
         (("graphs", 0, "peak_before"), None, "graphs[0].peak_before: expected an object, found null"),
         (("graphs",), {}, "graphs: expected a list, found an object"),
         (("options",), 1, "options: expected an object"),
-        (("schema_version",), 2, "schema_version: expected 1, found 2"),
+        (("schema_version",), 3, "schema_version: expected 2, found 3"),
         (("schema_version",), True, "schema_version: expected a non-negative integer, found true"),
         (("torch_version",), 2.13, "torch_version: expected a string, found 2.13"),
     ],

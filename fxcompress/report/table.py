@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, GraphPlan, Plan
+from fxcompress.plan import KEEP, GraphPlan, LossDecision, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.text import human_bytes, printable, ratio, representation, short_op, signed_bytes
@@ -98,10 +98,19 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
             f" ({ratio(before.peak_bytes, after.peak_bytes)}), at {after.at}; without parameters",
         )
     )
+    if graph.loss.shape:
+        lines.append(("logits", _logits_text(graph.loss)))
     _print_totals(console, lines)
     if verbose:
         for decision in held:
             print_line(console, f"  held by the caller: {decision.tensor.name}: {decision.tensor.refusal}")
+
+
+def _logits_text(loss: LossDecision) -> str:
+    size = f"{'x'.join(map(str, loss.shape))} {loss.dtype}, {human_bytes(loss.nbytes)}"
+    if loss.chunks:
+        return f"{size}: {loss.chunks} chunks of tokens, {human_bytes(loss.chunk_nbytes)} at a time"
+    return f"{size}: whole, {loss.reason}"
 
 
 def _saved_line(before: int, after: int, plain: int) -> tuple[str, str]:
