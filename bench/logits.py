@@ -31,6 +31,9 @@ from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.liveness import find_peak
 
+COLUMNS = (
+    "variant", "chunks", "logits MB", "peak MB", "lower", "predicted", "to float64", "to plain", "step", "first s",
+)  # fmt: skip
 COMPARED = (REFERENCE, "actcomp-whole", "actcomp", "actcomp-exact")
 OPTIONS: Mapping[str, Options] = {
     "actcomp-whole": Options(loss_chunks=0),
@@ -135,8 +138,7 @@ def _step_ratio(seconds: Mapping[str, list[float]], name: str) -> float:
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per variant."""
-    heads = ("variant", "chunks", "logits MB", "peak MB", "lower", "predicted", "to float64", "to plain", "step", "first s")
-    view = Table(*heads, title=rows[0].model, title_justify="left")
+    view = Table(*COLUMNS, title=rows[0].model, title_justify="left")
     for row in rows:
         view.add_row(
             row.variant,

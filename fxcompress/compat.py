@@ -92,7 +92,7 @@ def trace_definition(node: fx.Node) -> fx.GraphModule:
     def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args = list(node.args)
         for place, tensor in zip(places, tensors, strict=True):
-            args[place] = tensor  # type: ignore[assignment]
+            args[place] = tensor
         result = definition(*args, **node.kwargs)
         return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 

@@ -118,6 +118,12 @@ def _expand_nll(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if op_name(node) in ("nll_loss_forward", "nll_loss_backward"):
             _inline_definition(graph, node)
+    for node in list(graph.nodes):
+        if op_name(node) == "new_full":
+            # It reads dtype and device of its operand, not its values.
+            val = node.meta["val"]
+            node.target, node.args = torch.ops.aten.full.default, node.args[1:]
+            node.kwargs = {"dtype": val.dtype, "device": val.device}
 
 
 def _inline_definition(graph: fx.Graph, node: fx.Node) -> None:

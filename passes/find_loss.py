@@ -117,14 +117,20 @@ class _Search:
         if node.op == "output":
             self.other[node] = "the caller gets it"
         elif any(arg in self.other or arg in self.sums or arg in self.ends for arg in operands):
-            self.other[node] = next(
-                (self.other[arg] for arg in operands if arg in self.other), "it reads a sum over tokens"
-            )
+            self.other[node] = self._inherited(operands)
         elif known:
             try:
                 self._place(node, known)
             except Unchunkable as reason:
                 self.other[node] = str(reason)
+
+    def _inherited(self, operands: list[fx.Node]) -> str:
+        """Why a value is not in rows, from the operand that is not."""
+        arg = next((arg for arg in operands if arg in self.other), None)
+        if arg is None:
+            return "it reads a sum over tokens"
+        reason = self.other[arg]
+        return reason if reason.startswith("through ") else f"through {full_name(arg)}: {reason}"
 
     def _place(self, node: fx.Node, known: list[fx.Node]) -> None:
         total = sums_tokens(node, self.rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("fxcompress", "DEF")
+_library = torch.library.Library("fxcompress", "DEF")  # type: ignore[no-untyped-call]
 _library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right) -> ()")  # type: ignore[no-untyped-call]
 _library.define("after(Tensor value, Tensor[] done) -> Tensor")  # type: ignore[no-untyped-call]
 

@@ -187,15 +187,20 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
     for node in copies:
         val = node.meta["val"]
-        key = val.untyped_storage()._cdata
-        with val.fake_mode:
-            if key not in bases:
-                bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
-                node.meta["val"] = bases[key]
-            else:
-                base = bases[key]
-                base = base if base.dtype is val.dtype else base.view(val.dtype)
-                node.meta["val"] = base.as_strided(val.shape, val.stride(), val.storage_offset())
+        several = isinstance(val, (list, tuple))
+        node.meta["val"] = type(val)(_own_storage(item, bases) for item in val) if several else _own_storage(val, bases)
+
+
+def _own_storage(val: torch.Tensor, bases: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A value like `val`, in the storage that `bases` holds for its storage, or in a new one."""
+    key = val.untyped_storage()._cdata
+    with val.fake_mode:  # type: ignore[attr-defined]
+        if key not in bases:
+            bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
+            return bases[key]
+        base = bases[key]
+        base = base if base.dtype is val.dtype else base.view(val.dtype)
+        return base.as_strided(val.shape, val.stride(), val.storage_offset())
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:

@@ -54,7 +54,8 @@ def llama_1b() -> Case:
 def _gpt2(width: int, heads: int, batch: int, time: int) -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_positions=time, n_embd=width, n_head=heads, use_cache=False)
+    # Dropout of attention scores would keep them in memory whole: the CPU has no fused kernel for it, a GPU has.
+    config = GPT2Config(n_positions=time, n_embd=width, n_head=heads, attn_pdrop=0.0, use_cache=False)
     model = GPT2LMHeadModel(config)
     # As in `zoo.gpt2`: without a loss type, transformers logs a warning, and that breaks the graph.
     model.loss_type = "ForCausalLM"
