@@ -96,6 +96,8 @@ def _flag_from_text(text: str) -> object:
 
 
 def _parse_chunks(value: object) -> object:
+    if value == 1:
+        raise ValueError(value)
     return value if value == "auto" else _whole(value, 0, 1024)
 
 
@@ -152,7 +154,7 @@ RULES: dict[str, Rule] = {
     "group": _integer(0, 1024, "0 (the codec's default) or a multiple of 16 in 16..1024", step=16),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "loss_chunks": Rule(
-        '"auto", 0 (off) or a number up to 1024', _parse_chunks, lambda text: text if text == "auto" else int(text)
+        '"auto", 0 (off) or a number in 2..1024', _parse_chunks, lambda text: text if text == "auto" else int(text)
     ),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),

@@ -70,7 +70,9 @@ def rewrite_loss(
         work = _Work(gm, region, write, fused=fused, outline=outline)
         results = work.run(chunks)
         final = {node: _joined(write, region, node, pieces) for node, pieces in results.pieces.items()}
-        final |= {node: _shaped(write, node, total) for node, total in results.sums.items()}
+        for node, total in results.sums.items():
+            # A gradient keeps the sum's bits until the tangent is applied, and is rounded once.
+            final[node] = (_reshaped if node in region.gradient else _shaped)(write, node, total)
         saved = [final[node] for node in final if node in region.gradient]
         for node, value in final.items():
             value.meta |= {key: node.meta[key] for key in _DESCRIPTIVE if key in node.meta}
@@ -257,14 +259,18 @@ def _static(size: int | torch.SymInt) -> int:
     return size
 
 
+def _reshaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
+    """A result in the shape of the node that it replaces."""
+    val = node.meta["val"]
+    return value if same(shape_of(value), val.shape) else write(aten.reshape.default, value, write.sizes(val.shape))
+
+
 def _shaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
     """A result in shape and dtype of the node that it replaces."""
-    val = node.meta["val"]
-    if not same(shape_of(value), val.shape):
-        value = write(aten.reshape.default, value, write.sizes(val.shape))
-    if value.meta["val"].dtype is not val.dtype:
-        value = write(torch.ops.prims.convert_element_type.default, value, val.dtype)
-    return value
+    value, dtype = _reshaped(write, node, value), node.meta["val"].dtype
+    if value.meta["val"].dtype is dtype:
+        return value
+    return write(torch.ops.prims.convert_element_type.default, value, dtype)
 
 
 def _scaled(write: Writer, value: fx.Node, tangent: fx.Node, node: fx.Node) -> fx.Node:

@@ -38,6 +38,10 @@ def test_defaults_need_no_thought():
         ({"group": 24}, ["multiple of 16"]),
         ({"group": 1040}, ["16..1024"]),
         ({"lossy": 1}, ["True or False"]),
+        ({"loss_chunks": 1}, ["auto", "2..1024"]),
+        ({"loss_chunks": -1}, ["0 (off)"]),
+        ({"loss_chunks": True}, ["True (bool)"]),
+        ({"loss_chunks": "many"}, ["auto"]),
         ({"min_bytes": "16K"}, ["16KiB"]),
         ({"min_bytes": -1}, ["byte count"]),
         ({"min_bytes": 10**5000}, ["a huge number"]),
@@ -214,7 +218,7 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     base = Options()
     others = {
         "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
-        "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
+        "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
         "strict": True, "disable_passes": ("a",), "limit": 1,
     }  # fmt: skip
     assert set(others) | {"save_plan"} == set(DEFAULTS)

@@ -85,7 +85,7 @@ DECISION = ("graphs", 0, "decisions", 3)
         (("graphs",), {}, "graphs: expected a list, found an object"),
         (("options",), 1, "options: expected an object"),
         (("schema_version",), 3, "schema_version: expected 2, found 3"),
-        (("schema_version",), True, "schema_version: expected a non-negative integer, found true"),
+        (("schema_version",), True, "schema_version: expected 2, found true"),
         (("torch_version",), 2.13, "torch_version: expected a string, found 2.13"),
     ],
 )

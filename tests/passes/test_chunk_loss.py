@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import compat, ledger
 from fxcompress.options import Options
@@ -16,6 +18,7 @@ from fxcompress.partition import ActcompPartitioner, digest
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.chunk_loss import chunk_loss
 from fxcompress.plan import LossDecision
+from fxcompress.trace import explain
 
 WORDS = 96
 WIDTH = 16
@@ -420,3 +423,77 @@ def test_random_programs_are_exact_or_declined(steps, end, time, chunks):
     want = torch.autograd.grad(program(x), inputs)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def hand_made(loss: Callable[..., Tensor], *primals: Tensor) -> fx.GraphModule:
+    """A joint graph without Dynamo and AOTAutograd: loss, then the gradient of every float primal."""
+
+    def joint(primals_1: Tensor, primals_2: Tensor, primals_3: Tensor, tangents_1: Tensor) -> list[Tensor]:
+        inputs = [primals_1.detach().requires_grad_(), primals_2.detach().requires_grad_()]
+        value = loss(*inputs, primals_3)
+        return [value, *torch.autograd.grad(value, inputs, tangents_1)]
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(primal) for primal in (*primals, torch.ones((), dtype=primals[0].dtype))]
+        return make_fx(joint)(*fakes)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("tokens, chunks", [(12, 2), (13, 4), (3, 8), (16, 16)])
+def test_hand_made_joint_graphs(tokens, chunks, reduction):
+    h, w = torch.randn(tokens, 5, dtype=torch.float64), torch.randn(24, 5, dtype=torch.float64)
+    y = torch.randint(0, 24, (tokens,))
+    gm = hand_made(lambda h, w, y: F.cross_entropy(h @ w.t(), y, reduction=reduction), h, w, y)
+    chunked = chunk_loss(gm, 1, Options(loss_chunks=chunks, inner="aot_eager"))
+    assert (chunked.extra, chunked.decision.chunks) == (2, chunks)
+    tangent = torch.tensor(0.7, dtype=torch.float64)
+    loss, *saved_and_gradients = chunked.gm(h, w, y, tangent)
+    want = gm(h, w, y, tangent)
+    torch.testing.assert_close(loss, want[0])
+    for unit, got, gradient in zip(saved_and_gradients[:2], saved_and_gradients[2:], want[1:], strict=True):
+        torch.testing.assert_close(got, gradient)
+        torch.testing.assert_close(unit * tangent, gradient)
+    again = chunk_loss(chunked.gm, 3, Options(loss_chunks=chunks, inner="aot_eager"))
+    assert again.decision.chunks == 0, "what is chunked is not chunked again"
+
+
+def test_explain_shows_the_decision():
+    from bench.models.zoo import gpt2
+
+    plan = explain(gpt2, options=Options(loss_chunks=4))
+    (graph,) = plan.graphs
+    assert graph.loss.chunks == 4 and graph.loss.shape == (256, 256) and graph.loss.layer == "model.lm_head"
+    saved = [d for d in graph.decisions if d.tensor.refusal.startswith("a gradient")]
+    assert {d.codec for d in saved} == {"keep"} and len(saved) == 2
+
+
+@pytest.mark.slow
+def test_inductor_is_exact_and_keeps_one_chunk_at_a_time():
+    from bench.measure import peak_bytes
+
+    net = Wide()
+    x, y = torch.randint(0, Wide.WORDS, (8, 64)), torch.randint(0, Wide.WORDS, (8, 64))
+    logits = x.numel() * Wide.WORDS * 4
+    got, memory = {}, {}
+    for name, how in {"plain": {}, "chunks": {"options": {"lossy": False, "loss_chunks": 8}}}.items():
+        torch._dynamo.reset()
+        run = torch.compile(net, backend="actcomp" if how else "inductor", **how)
+        got[name] = gradients(net, run, (x, y))
+        memory[name] = peak_bytes(lambda run=run: torch.autograd.grad(run(x, y), list(net.parameters())))
+    torch.testing.assert_close(got["chunks"][0], got["plain"][0], rtol=1e-6, atol=0)
+    for name, want in got["plain"][1].items():
+        assert (got["chunks"][1][name] - want).norm() <= 1e-6 * want.norm(), name
+    assert memory["plain"].peak_bytes - memory["chunks"].peak_bytes >= logits * (1 - 1.5 / 8)
+
+
+class Wide(nn.Module):
+    """Few parameters and many words."""
+
+    WORDS = 4000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(self.WORDS, 8), nn.Linear(8, self.WORDS)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(torch.tanh(self.embedding(x))).flatten(0, 1), y.flatten())
