@@ -53,6 +53,8 @@ class Row:
     peak_bytes: int = 0
     total_peak_bytes: int | None = None
     predicted_peak_bytes: int | None = None
+    peak_at: str = ""
+    """Where the predicted peak stands."""
     loss: float | None = None
     error_to_float64: float | None = None
     """Relative error of the whole gradient to a float64 step without compiling."""
@@ -107,11 +109,12 @@ def simulated(model: str) -> list[Row]:
         module, args, kwargs = SIMULATED[model]()
         joint = trace(_Positional(module, tuple(kwargs)), [*args, *kwargs.values()])
     peak = find_peak(*partition(joint, plain), joint.num_fwd_outputs, fused=True)
-    rows = [Row(model, REFERENCE, peak_bytes=peak.peak_bytes)]
+    rows = [Row(model, REFERENCE, peak_bytes=peak.peak_bytes, peak_at=peak.at)]
     for name, options in OPTIONS.items():
         partition(joint, ActcompPartitioner(options))
         plan = fxcompress.reports()[-1]
-        rows.append(Row(model, name, plan.loss.chunks, plan.loss.nbytes, plan.peak_after.peak_bytes))
+        loss, after = plan.loss, plan.peak_after
+        rows.append(Row(model, name, loss.chunks, loss.nbytes, after.peak_bytes, peak_at=after.at))
     return rows
 
 

@@ -8,6 +8,7 @@ where it is still saved.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxcompress.passes.find_saved import outputs
@@ -54,3 +55,8 @@ def sort_graph(graph: fx.Graph) -> None:
         cursor.append(node)
         cursor = node
         pending.extend(reversed(waiting.pop(node, [])))
+
+
+def is_mutating(node: fx.Node) -> bool:
+    """Whether a call writes into one of its operands."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

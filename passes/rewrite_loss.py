@@ -19,7 +19,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.joint_outputs import add_outputs, sort_graph
+from fxcompress.passes.joint_outputs import add_outputs, is_mutating, sort_graph
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.row_ops import is_constant
@@ -65,14 +65,14 @@ def rewrite_loss(
     """
     (output,) = gm.graph.find_nodes(op="output")
     members = region.members
-    with gm.graph.inserting_before(output):
+    # What mutates inputs stands at the end, behind all that reads them as they were.
+    end = next(node for node in gm.graph.nodes if node is output or is_mutating(node))
+    with gm.graph.inserting_before(end):
         write = Writer(gm.graph, compat.fake_mode_of([region.start.meta["val"]]))
         work = _Work(gm, region, write, fused=fused, outline=outline)
         results = work.run(chunks)
         final = {node: _joined(write, region, node, pieces) for node, pieces in results.pieces.items()}
-        for node, total in results.sums.items():
-            # A gradient keeps the sum's bits until the tangent is applied, and is rounded once.
-            final[node] = (_reshaped if node in region.gradient else _shaped)(write, node, total)
+        final |= {node: _shaped(write, node, total) for node, total in results.sums.items()}
         saved = [final[node] for node in final if node in region.gradient]
         for node, value in final.items():
             value.meta |= {key: node.meta[key] for key in _DESCRIPTIVE if key in node.meta}
@@ -259,18 +259,14 @@ def _static(size: int | torch.SymInt) -> int:
     return size
 
 
-def _reshaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
-    """A result in the shape of the node that it replaces."""
-    val = node.meta["val"]
-    return value if same(shape_of(value), val.shape) else write(aten.reshape.default, value, write.sizes(val.shape))
-
-
 def _shaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
     """A result in shape and dtype of the node that it replaces."""
-    value, dtype = _reshaped(write, node, value), node.meta["val"].dtype
-    if value.meta["val"].dtype is dtype:
+    val = node.meta["val"]
+    if not same(shape_of(value), val.shape):
+        value = write(aten.reshape.default, value, write.sizes(val.shape))
+    if value.meta["val"].dtype is val.dtype:
         return value
-    return write(torch.ops.prims.convert_element_type.default, value, dtype)
+    return write(torch.ops.prims.convert_element_type.default, value, val.dtype)
 
 
 def _scaled(write: Writer, value: fx.Node, tangent: fx.Node, node: fx.Node) -> fx.Node:

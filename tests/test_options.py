@@ -218,8 +218,8 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     base = Options()
     others = {
         "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
-        "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
-        "strict": True, "disable_passes": ("a",), "limit": 1,
+        "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),),
+        "plan": "p.json", "strict": True, "disable_passes": ("a",), "limit": 1,
     }  # fmt: skip
     assert set(others) | {"save_plan"} == set(DEFAULTS)
     keys = {base.canonical(), *(replace(base, **{name: value}).canonical() for name, value in others.items())}

@@ -467,6 +467,36 @@ def test_explain_shows_the_decision():
     assert {d.codec for d in saved} == {"keep"} and len(saved) == 2
 
 
+class Counting(nn.Module):
+    """Reads a buffer in its loss, and changes it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net("plain")
+        self.register_buffer("importance", torch.ones(WORDS))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = self.net.head(self.net.embedding(x))
+        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), weight=self.importance.clone())
+        self.importance.mul_(0.5).add_(torch.linspace(0, 1, WORDS))
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_a_buffer_that_changes_afterwards_is_read_as_it_was(inner):
+    module = Counting()
+    other = copy.deepcopy(module)
+    run = compiled(module, inner, {"lossy": False, "loss_chunks": 4})
+    for seed in (1, 2):
+        loss, got = gradients(module, run, batch(seed=seed))
+        want = gradients(other, other, batch(seed=seed))
+        torch.testing.assert_close(loss, want[0])
+        torch.testing.assert_close(got["net.head.weight"], want[1]["net.head.weight"])
+        torch.testing.assert_close(module.importance, other.importance)
+    assert decision().chunks == 4
+
+
 @pytest.mark.slow
 def test_inductor_is_exact_and_keeps_one_chunk_at_a_time():
     from bench.measure import peak_bytes
