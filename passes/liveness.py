@@ -75,12 +75,12 @@ def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: in
 
 
 def _is_returned(node: fx.Node) -> bool:
-    """Whether `node` only ends, scaled or viewed, as an output of its size."""
-    if len(node.users) != 1 or node.op == "output":
-        return node.op == "output"
+    """Whether `node` only ends as an output of its size: viewed, scaled, or with another gradient added to it."""
+    if len(node.users) != 1:
+        return False
     (user,) = node.users
-    scaled = op_name(user) == "mul" and user.meta["val"].dtype is node.meta["val"].dtype
-    return user.op == "output" or ((scaled or is_view(user)) and _is_returned(user))
+    updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
+    return user.op == "output" or ((updated or is_view(user)) and _is_returned(user))
 
 
 def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:
