@@ -516,6 +516,38 @@ def test_inductor_is_exact_and_keeps_one_chunk_at_a_time():
     assert memory["plain"].peak_bytes - memory["chunks"].peak_bytes >= logits * (1 - 1.5 / 8)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bytegpt"])
+def test_unmodified_models_under_inductor(name):
+    from bench.models.zoo import ZOO
+
+    module, args, kwargs = ZOO[name]()
+    got = {}
+    for backend, how in {"inductor": {}, "actcomp": {"options": {"lossy": False, "loss_chunks": 4}}}.items():
+        torch._dynamo.reset()
+        run = torch.compile(module, backend=backend, **how)
+        torch.manual_seed(1)
+        got[backend] = gradients(module, lambda run=run: run(*args, **kwargs), ())
+    assert decision().chunks == 4
+    torch.testing.assert_close(got["actcomp"][0], got["inductor"][0], rtol=1e-6, atol=0)
+    ours, plain = (torch.cat([g.flatten() for g in got[backend][1].values()]) for backend in ("actcomp", "inductor"))
+    assert (ours - plain).norm() <= 1e-6 * plain.norm()
+
+
+@pytest.mark.slow
+def test_inductor_compiles_symbolic_sizes():
+    net = Net("plain")
+    torch._dynamo.reset()
+    run = torch.compile(net, backend="actcomp", options={"lossy": False, "loss_chunks": 4}, dynamic=True)
+    for rows, time in ((4, 10), (3, 7)):
+        x, y = batch(rows, time)
+        _, got = gradients(net, run, (x, y))
+        _, want = gradients(net, net, (x, y))
+        for name in want:
+            torch.testing.assert_close(got[name], want[name])
+    assert decision().chunks == 4
+
+
 class Wide(nn.Module):
     """Few parameters and many words."""
 
