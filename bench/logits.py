@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, Options] = {
     "actcomp-whole": Options(loss_chunks=0),
     "actcomp": Options(),
     "actcomp-4bit": Options(operand_bits=4),
+    "actcomp-4bit-32": Options(operand_bits=4, loss_chunks=32),
 }
 
 

@@ -14,7 +14,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import hint, nbytes_of
-from fxcompress.passes.find_loss import find_loss
+from fxcompress.passes.find_loss import find_loss, large_products
 from fxcompress.passes.find_saved import layer_of, source_of
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.joint_outputs import strip_outputs
@@ -59,9 +59,12 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
         request = next((graph.loss.chunks for graph in plan.graphs if graph.loss.graph == key), 0)
         if request == 0:
             return Chunked(joint, 0, next((g.loss for g in plan.graphs if g.loss.graph in (key, "")), LossDecision()))
-    gm = copy_graph(joint)
-    _expand_nll(gm.graph)
-    found = find_loss(gm.graph, LEAST_NBYTES if request == "auto" else 1)
+    least = LEAST_NBYTES if request == "auto" else 1
+    found = None
+    if large_products(joint.graph, least):
+        gm = copy_graph(joint)
+        _expand_nll(gm.graph)
+        found = find_loss(gm.graph, least)
     if found is None:
         return Chunked(joint, 0, LossDecision(key, reason="no product of this size leads to a loss"))
     if isinstance(found, Declined):

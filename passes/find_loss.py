@@ -30,7 +30,7 @@ def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:
     None: no product of that size leads to a normalization.
     """
     tangents = depends_on_tangents(graph)
-    starts = [node for node in graph.nodes if node not in tangents and _is_start(node, least_nbytes)]
+    starts = [node for node in large_products(graph, least_nbytes) if node not in tangents]
     declined: Declined | None = None
     for start in sorted(starts, key=lambda node: -fp32_nbytes(node)):
         search = _Search(graph, start, tangents)
@@ -40,6 +40,11 @@ def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:
             if declined is None and search.normalizes():
                 declined = Declined(start, str(reason))
     return declined
+
+
+def large_products(graph: fx.Graph, least_nbytes: int) -> list[fx.Node]:
+    """Matrix products that widen their operand to `least_nbytes` bytes or more: what may be logits."""
+    return [node for node in graph.nodes if _is_start(node, least_nbytes)]
 
 
 def fp32_nbytes(node: fx.Node) -> int:
@@ -86,12 +91,10 @@ class _Search:
         }
         sums = tuple(self.sums[node] for node in sorted((n for n in reads if n in self.sums), key=order.__getitem__))
         members = set(reads)
-        tangent, chain = self._chain(members, reads)
-        exits = tuple(
-            node
-            for node in rows
-            if any(user not in members for user in node.users) and node not in self._pulled(inside, members)
-        )
+        tangent, chain = self._chain(members)
+        # Outside readers of what was pulled in go on reading the original.
+        own = [node for node in rows if node in inside]
+        exits = tuple(node for node in own if any(user not in members for user in node.users))
         self._check_exits(exits)
         ordered = tuple(sorted(chain, key=order.__getitem__))
         return Region(
@@ -233,11 +236,7 @@ class _Search:
         self.rows[node] = rows
         return True
 
-    def _pulled(self, inside: set[fx.Node], members: set[fx.Node]) -> set[fx.Node]:
-        """Members that do not depend on the logits: outside readers go on reading the original."""
-        return members - inside
-
-    def _chain(self, members: set[fx.Node], reads: dict[fx.Node, dict[fx.Node, Read]]) -> tuple[fx.Node, set[fx.Node]]:
+    def _chain(self, members: set[fx.Node]) -> tuple[fx.Node, set[fx.Node]]:
         """The one tangent that the region depends on, and the calls that lead from it to the region."""
         chain: set[fx.Node] = set()
         roots: set[fx.Node] = set()
