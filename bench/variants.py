@@ -63,6 +63,7 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         Variant("actcomp-8bit", "actcomp", {**ours, "bits": 8}),
         Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
         Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
+        Variant("actcomp-whole", "actcomp", {**ours, "loss_chunks": 0}),
         Variant("actcomp-inlined", "actcomp", {**ours, "disable_passes": ["outline"]}),
         *(Variant(f"peak-{share}", "actcomp", {**ours, "budget": f"{share}%"}) for share in (75, 50, 35)),
     ]

@@ -41,6 +41,7 @@ class _Chooser:
 
     options: Options
     num_fwd_outputs: int
+    plain_peak_bytes: int | None
     limit_bytes: int = 0
     cuts: Cuts | None = None
     taken: int = 0
@@ -72,20 +73,29 @@ class _Chooser:
 
         def limit_of(plain_peak_bytes: int) -> int:
             assert self.options.budget is not None
-            self.limit_bytes = budget_bytes(self.options.budget, plain_peak_bytes)
+            self.limit_bytes = budget_bytes(self.options.budget, self.plain_peak_bytes or plain_peak_bytes)
             return self.limit_bytes
 
         self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
 
 
-def cut_to_budget(cut: Cutter, rewriting: Rewriter, options: Options, num_fwd_outputs: int) -> Result:
+def cut_to_budget(
+    cut: Cutter, rewriting: Rewriter, options: Options, num_fwd_outputs: int, plain_peak_bytes: int | None = None
+) -> Result:
     """Cut and rewrite the joint graph that `cut` holds.
+
+    Args:
+        cut: cuts the joint graph.
+        rewriting: rewrites what it gives.
+        options: the budget, and what may be done to keep it.
+        num_fwd_outputs: how many outputs of the joint graph are the user's.
+        plain_peak_bytes: what a share is of, if not PyTorch's own cut of this joint graph.
 
     Raises:
         BudgetError: no cut tried leads to a pair that keeps the budget.
         PlanError: a plan is replayed that was made for another graph.
     """
-    chooser = _Chooser(options, num_fwd_outputs)
+    chooser = _Chooser(options, num_fwd_outputs, plain_peak_bytes)
     failures: list[BudgetError | PlanError] = []
     while chooser.taken < CUTS_TRIED and (chooser.cuts is None or chooser.taken < len(chooser.cuts.ranked)):
         with compat.choosing_saved_values(chooser.choose):
@@ -112,7 +122,7 @@ def _budget(chooser: _Chooser) -> Budget:
     return Budget(
         limit_bytes=chooser.limit_bytes,
         target_bytes=max(chooser.limit_bytes - chooser.excess_bytes, 0),
-        plain_peak_bytes=chooser.cuts.plain_peak_bytes,
+        plain_peak_bytes=chooser.plain_peak_bytes or chooser.cuts.plain_peak_bytes,
         lowest_peak_bytes=lowest,
         cut=cut.name,
         recompute_s=max(cut.recompute_s, 0.0),

@@ -127,6 +127,12 @@ def _flag_from_text(text: str) -> object:
     return words[text.lower()]
 
 
+def _parse_chunks(value: object) -> object:
+    if value == 1:
+        raise ValueError(value)
+    return value if value == "auto" else _whole(value, 0, 1024)
+
+
 def _parse_path(value: object) -> object:
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path or "\0" in path:
@@ -182,6 +188,9 @@ RULES: dict[str, Rule] = {
     "group": _word_or("head", _integer(0, 1024, "0 (the codec's default), a multiple of 16 in 16..1024", step=16)),
     "budget": _optional(Rule('a byte count such as "8GiB", or a share such as "50%"', parse_budget, str)),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
+    "loss_chunks": Rule(
+        '"auto", 0 (off) or a number in 2..1024', _parse_chunks, lambda text: text if text == "auto" else int(text)
+    ),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),
     "inner": _one_of(INNER),

@@ -21,7 +21,8 @@ from fxcompress.option_rules import parse_bytes as parse_bytes
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
 DECIDED_BY_PLAN = (
-    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "min_bytes",
+    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "loss_chunks",
+    "min_bytes",
 )  # fmt: skip
 """Options that a replayed plan has already answered."""
 
@@ -52,6 +53,8 @@ class Options:
     is kept, recomputed and encoded is then chosen together, at no fewer bits than the other options say."""
     lossy: bool = True
     """False: exact codecs only."""
+    loss_chunks: int | str = "auto"
+    """In how many chunks of tokens logits, their loss and their gradient are computed: auto, 0 (off), or a number."""
     min_bytes: int = 16384
     """Smaller tensors are kept as they are. An int, or text such as "16KiB"."""
     seed: int = 0

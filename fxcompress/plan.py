@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fxcompress.facts import Peak, SavedTensor
+from fxcompress.facts import Peak, SavedTensor, Size
 
 SCHEMA_VERSION = 2
 Param = int | float | str | bool
@@ -41,6 +41,26 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class LossDecision:
+    """Whether the logits of a graph are computed in chunks of tokens, so that they never exist as a whole."""
+
+    graph: str = ""
+    """Fingerprint of the joint graph, before it was cut into forward and backward."""
+    chunks: int = 0
+    """0: they exist as a whole, or there are none."""
+    reason: str = ""
+    """Why they are not chunked."""
+    shape: tuple[Size, ...] = ()
+    """Tokens and vocabulary; empty if no logits were found."""
+    dtype: str = ""
+    nbytes: int = 0
+    """Of the logits as a whole."""
+    chunk_nbytes: int = 0
+    layer: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GraphPlan:
     """All decisions for one graph, keyed by its fingerprint."""
 
@@ -55,6 +75,7 @@ class GraphPlan:
     peak_after: Peak
     fits: tuple[Fit, ...] = ()
     """One under a budget, none without."""
+    loss: LossDecision = LossDecision()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from fxcompress.facts import CALLER_HELD, SavedTensor, Size
 from fxcompress.passes.alias import Storage, nbytes_of
 from fxcompress.passes.demand import Demand
 from fxcompress.passes.find_saved import SavedPair, layer_of, source_of
-from fxcompress.passes.ops import full_name
+from fxcompress.passes.ops import GRADIENT, full_name
 from fxcompress.passes.values import Known
 
 NO_CHECK = "saved_tensor_with_no_vc_check"
@@ -36,6 +36,8 @@ def refusal(pair: SavedPair, storage: Storage, masked: set[fx.Node], min_bytes: 
         return CALLER_HELD[1]
     if val.layout is not torch.strided or val.dtype.is_complex or val.is_quantized:
         return f"{str(val.layout).removeprefix('torch.')} {_dtype(val)}: no codec takes it"
+    if pair.fw.meta.get("actcomp") == GRADIENT:
+        return "a gradient already, which no error may enter"
     if pair.fw.meta.get(NO_CHECK):
         return "saved without a version check"
     if val.dtype.is_floating_point and (pair.fw in masked or storage.root in masked):

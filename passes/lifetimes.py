@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxcompress.passes.liveness import Buffer, Machine, Step, buffers_of, find_steps, is_fused_away, simulate
+from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.phases import Phase
 
 INTERPRETED_ENCODE, INTERPRETED_DECODE = 5, 2
@@ -74,7 +75,8 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
     first, then = find_steps(forward, machine), find_steps(backward, machine)
     given = [{key for node in group.given for key, _ in buffers_of(node)} for group in groups]
     taken = [{key for node in group.taken for key, _ in buffers_of(node)} for group in groups]
-    held = {key for node in forward.inputs for key, _ in buffers_of(node)}
+    early = [node for node in forward.returned if machine.fused and node.meta.get("actcomp") == GRADIENT]
+    held = {key for node in (*forward.inputs, *early) for key, _ in buffers_of(node)}
     kept = {key for out in forward.returned for key, _ in buffers_of(out)}
     before = simulate(first, {}, held.union(*given), kept)
     own = held | {key for out in backward.returned for key, _ in buffers_of(out)}

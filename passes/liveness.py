@@ -16,8 +16,8 @@ from torch import fx
 
 from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
-from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
 from fxcompress.passes.phases import Phase, phase_of
 from fxcompress.passes.workspace import workspace_nbytes
 
@@ -60,7 +60,8 @@ def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, mach
         machine: how they are run.
     """
     forward, backward = phase_of(fw), phase_of(bw)
-    held = {key for node in forward.inputs for key, _ in buffers_of(node)}
+    early = _early_gradients(fw, bw, num_fwd_outputs) if machine.fused else []
+    held = {key for node in (*forward.inputs, *early) for key, _ in buffers_of(node)}
     kept = {key for out in forward.returned for key, _ in buffers_of(out)}
     before = simulate(find_steps(forward, machine), {}, held, kept)
     handed = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
@@ -71,6 +72,23 @@ def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, mach
     gradients = {key for out in backward.returned for key, _ in buffers_of(out)}
     after = simulate(find_steps(backward, machine), incoming, excluded | gradients, set())
     return _peak(before, after, resident)
+
+
+def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
+    """Saved forward nodes that are gradients already, and that the backward returns in the same memory."""
+    by_name = {node.name: node for node in placeholders(bw)}
+    saved = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    marked = [node for node in saved if node.meta.get("actcomp") == GRADIENT and node.name in by_name]
+    return [node for node in marked if _is_returned(by_name[node.name])]
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether `node` only ends as an output of its size: viewed, scaled, or with another gradient added to it."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
+    return user.op == "output" or ((updated or is_view(user)) and _is_returned(user))
 
 
 def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:

@@ -5,6 +5,9 @@ import operator
 import torch
 from torch import fx
 
+GRADIENT = "gradient"
+"""`meta["actcomp"]` of forward nodes that are gradients already."""
+
 VIEWS = frozenset(
     "view reshape _unsafe_view permute transpose t expand alias detach squeeze unsqueeze select slice as_strided split "
     "unbind diagonal unfold split_with_sizes view_as".split()

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -188,14 +187,14 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
     for node in copies:
         val = node.meta["val"]
-        own = [_own(item, bases) for item in val] if isinstance(val, tuple | list) else _own(val, bases)
-        node.meta["val"] = tuple(own) if isinstance(own, list) else own
+        several = isinstance(val, (list, tuple))
+        node.meta["val"] = type(val)(_own_storage(item, bases) for item in val) if several else _own_storage(val, bases)
 
 
-def _own(val: Any, bases: dict[int, torch.Tensor]) -> torch.Tensor:
-    """A fake value like `val`; `bases` maps the template's storages to the copy's, and receives new ones."""
+def _own_storage(val: torch.Tensor, bases: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A value like `val`, in the storage that `bases` holds for its storage, or in a new one."""
     key = val.untyped_storage()._cdata
-    with val.fake_mode:
+    with val.fake_mode:  # type: ignore[attr-defined]
         if key not in bases:
             bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
             return bases[key]

@@ -41,6 +41,10 @@ def test_defaults_need_no_thought():
         ({"group": 1040}, ["16..1024"]),
         ({"group": "heads"}, ["multiple of 16", "'head'"]),
         ({"lossy": 1}, ["True or False"]),
+        ({"loss_chunks": 1}, ["auto", "2..1024"]),
+        ({"loss_chunks": -1}, ["0 (off)"]),
+        ({"loss_chunks": True}, ["True (bool)"]),
+        ({"loss_chunks": "many"}, ["auto"]),
         ({"min_bytes": "16K"}, ["16KiB"]),
         ({"min_bytes": -1}, ["byte count"]),
         ({"min_bytes": 10**5000}, ["a huge number"]),
@@ -220,8 +224,8 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     base = Options()
     others = {
         "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
-        "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),), "plan": "p.json",
-        "strict": True, "disable_passes": ("a",), "limit": 1, "budget": "50%",
+        "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),),
+        "plan": "p.json", "strict": True, "disable_passes": ("a",), "limit": 1, "budget": "50%",
     }  # fmt: skip
     with_bound = {"error_bound": 0.1, "adaptive": True}
     assert set(others) | set(with_bound) | {"save_plan"} == set(DEFAULTS)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fxcompress.plan import Decision, Param, Plan
+from fxcompress.plan import Decision, LossDecision, Param, Plan
 from fxcompress.plan_diff import diff
 from fxcompress.report.fold import counted, fold
 from fxcompress.report.table import make_console, print_diff, print_plan
@@ -117,6 +117,16 @@ def test_the_table_says_everything_once(plan: Plan):
     assert "1 small tensors (64 B)" in text
     assert not re.search("primals_1|mean|leaf gradient", text)
     assert all(word in shown(plan, verbose=True) for word in ("leaf gradient", "primals_1", "mean"))
+
+
+def test_logits_have_a_line_where_there_are_any(plan: Plan):
+    (graph,) = plan.graphs
+    assert "logits" not in shown(plan)
+    loss = LossDecision("f", 16, "", (8192, 50257), "float32", 1646821376, 102926336, "head", "model.py:9")
+    chunked = replace(plan, graphs=(replace(graph, loss=loss),))
+    assert "8192x50257 float32, 1.53 GiB: 16 chunks of tokens, 98.2 MiB at a time" in shown(chunked)
+    whole = replace(plan, graphs=(replace(graph, loss=replace(loss, chunks=0, reason="the caller gets it")),))
+    assert "1.53 GiB: whole, the caller gets it" in shown(whole)
 
 
 def test_small_operator_names():

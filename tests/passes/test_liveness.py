@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from torch import fx
 
 from fxcompress import pipeline
 from fxcompress.options import Options
 from fxcompress.passes.liveness import Machine, find_peak
+from fxcompress.passes.ops import GRADIENT
 from fxcompress.testing_graphs import Function, Pair, Partition, capture, measure
 from fxcompress.testing_programs import Program, programs
 
@@ -117,3 +119,23 @@ def test_inlined_operators_are_never_stored() -> None:
     unfused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(False))
     fused = find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(True))
     assert fused.forward_peak_bytes == 4 < unfused.forward_peak_bytes
+
+
+@pytest.mark.parametrize("marked, returned, counted", [(True, True, False), (False, True, True), (True, False, True)])
+def test_a_gradient_made_in_the_forward_is_the_callers(marked, returned, counted) -> None:
+    """What the backward only scales and returns lies in the memory of the gradient that it returns."""
+    val = {name: {"val": torch.zeros(N, N)} for name in ("x", "g", "back", "tangents_1", "scaled", "more")}
+    fw, bw = fx.Graph(), fx.Graph()
+    x = fw.placeholder("x")
+    g = fw.call_function(torch.ops.aten.mm.default, (x, x))
+    back, tangent = bw.placeholder(g.name), bw.placeholder("tangents_1")
+    scaled = bw.call_function(torch.ops.aten.mul.Tensor, (back, tangent))
+    last = scaled if returned else bw.call_function(torch.ops.aten.mm.default, (scaled, scaled))
+    for node, name in zip((x, g, back, tangent, scaled, last), val, strict=True):
+        node.meta = dict(val[name])
+    back.meta["val"] = g.meta["val"]
+    g.meta |= {"actcomp": GRADIENT} if marked else {}
+    fw.output((x, g))
+    bw.output((last,))
+    pair = (fx.GraphModule(torch.nn.Module(), graph) for graph in (fw, bw))
+    assert find_peak(*pair, 1, Machine(True)).forward_peak_bytes == MATRIX * counted

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import compat
@@ -184,3 +185,18 @@ def test_the_latest_of_some_nodes(program: Program, numbers: list[int]) -> None:
     nodes = list(graph.nodes)
     places = [number % len(nodes) for number in numbers]
     assert splice.last_of(graph, [nodes[at] for at in places]) is nodes[max(places)]
+
+
+def test_copies_of_operators_with_several_results_have_storages_of_their_own() -> None:
+    with FakeTensorMode() as mode:
+        val = mode.from_tensor(torch.zeros(4, 2))
+        template = make_fx(lambda x: [part + 1 for part in torch.unbind(x * 2, 1)])(val)
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        x.meta["val"] = val
+        first = splice.inline(graph, template, [x], [None, None], fresh=True)
+        second = splice.inline(graph, template, [x], [None, None], fresh=False)
+    assert len({storage_key(node) for node in (*first, *second)}) == 4
+    unbinds = [node for node in graph.nodes if isinstance(node.meta["val"], (tuple, list))]
+    keys = [{part.untyped_storage()._cdata for part in node.meta["val"]} for node in unbinds]
+    assert [len(found) for found in keys] == [1, 1] and keys[0] != keys[1]

@@ -5,117 +5,22 @@ by the test suite on that version, "read" means its source was compared.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxcompress.compat.partitioner import Chooser as Chooser
+from fxcompress.compat.partitioner import NodeInfo as NodeInfo
+from fxcompress.compat.partitioner import Partition as Partition
+from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
+from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
+from fxcompress.compat.partitioner import partition as partition
+from fxcompress.compat.partitioner import recompute_rules as recompute_rules
+
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""
-
-Partition = tuple[fx.GraphModule, fx.GraphModule]
-
-
-def partition(
-    joint: fx.GraphModule,
-    joint_inputs: object,
-    *,
-    num_fwd_outputs: int,
-    static_lifetime_input_indices: Sequence[int] | None,
-    rebuild_more: bool,
-) -> Partition:
-    """PyTorch's min-cut partitioner; `min_cut_rematerialization_partition` is run in 2.13, read in 2.11 and 2.15.
-
-    Views are recomputed, so that bases are saved and not their aliases. With `rebuild_more`, pointwise results that a
-    backward GEMM reads may be rebuilt too (`ban_recompute_materialized_backward`): decoding materializes them anyway.
-    """
-    from torch._functorch import config, partitioners
-
-    relaxed: dict[str, Any] = {"ban_recompute_materialized_backward": False} if rebuild_more else {}
-    with config.patch(recompute_views=True, **relaxed):
-        return partitioners.min_cut_rematerialization_partition(
-            joint,
-            joint_inputs,
-            num_fwd_outputs=num_fwd_outputs,
-            static_lifetime_input_indices=list(static_lifetime_input_indices or []),
-        )
-
-
-NodeInfo = Any
-"""`partitioners.NodeInfo`: PyTorch's classification of a joint graph's nodes; read in 2.11, run in 2.13."""
-Chooser = Callable[[fx.Graph, NodeInfo, Callable[[bool], list[fx.Node]]], list[fx.Node]]
-"""`(joint graph, classification, PyTorch's choice) -> values to save`; that choice takes whether to rebuild more."""
-
-
-@contextlib.contextmanager
-def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
-    """Let `chooser` answer when PyTorch's partitioner asks what to save.
-
-    Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11.
-    """
-    from torch._functorch import config, partitioners
-
-    original = partitioners.choose_saved_values_set
-
-    def choose(joint_graph: fx.Graph, node_info: NodeInfo, memory_budget: float = 1) -> list[fx.Node]:
-        def torch_choice(rebuild_more: bool) -> list[fx.Node]:
-            with config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more):
-                return list(original(joint_graph, node_info, memory_budget=memory_budget))
-
-        return chooser(joint_graph, node_info, torch_choice)
-
-    partitioners.choose_saved_values_set = choose
-    try:
-        yield
-    finally:
-        partitioners.choose_saved_values_set = original
-
-
-@dataclass(frozen=True, slots=True)
-class RecomputeRules:
-    """Nodes that depend on a tangent; other results of the backward; what runs once; what a checkpoint recomputes."""
-
-    backward: frozenset[fx.Node]
-    wanted: frozenset[fx.Node]
-    fixed: frozenset[fx.Node]
-    forced: frozenset[fx.Node]
-
-
-def recompute_rules(joint: fx.Graph, info: NodeInfo) -> RecomputeRules:
-    """The rules of `partitioners.solve_min_cut` that are about legality, without its heuristics about speed.
-
-    `partitioners.must_recompute`, `NodeInfo.required_bw_nodes`, `tangents_closure`: run in
-    2.13, read in 2.11.
-    """
-    from torch._functorch import partitioners
-
-    forced = {node for node in joint.nodes if partitioners.must_recompute(node)}
-    fixed = {node for node in joint.nodes if _runs_once(node) and info.is_required_fw(node)}
-    fixed |= {node for node in joint.find_nodes(op="placeholder") if node not in info.required_bw_nodes}
-    backward = frozenset(info.tangents_closure)
-    return RecomputeRules(
-        backward, frozenset(info.required_bw_nodes) - backward, frozenset(fixed - forced), frozenset(forced)
-    )
-
-
-def _runs_once(node: fx.Node) -> bool:
-    """Random, marked by PyTorch as to be saved, or an operator of which nothing is known."""
-    from torch.utils.checkpoint import CheckpointPolicy
-
-    if node.op != "call_function":
-        return False
-    if node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE:
-        return True
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return (
-            torch.Tag.nondeterministic_seeded in target.tags
-            or target.namespace not in ("aten", "prims")
-            or target._schema.is_mutable
-        )
-    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
 def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
@@ -126,11 +31,47 @@ def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
     return select_decomp_table()
 
 
+def trace_definition(node: fx.Node) -> fx.GraphModule:
+    """A call's definition in smaller operators, as a graph of its tensor arguments that returns a flat sequence.
+
+    `torch._decomp.get_decompositions`: run in 2.13, read in 2.11.
+    """
+    from torch._decomp import get_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    assert isinstance(node.target, torch._ops.OpOverload)
+    definition = get_decompositions([node.target])[node.target]
+    places = [i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node)]
+    vals = [arg.meta["val"] for arg in node.args if isinstance(arg, fx.Node)]
+
+    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args = list(node.args)
+        for place, tensor in zip(places, tensors, strict=True):
+            args[place] = tensor
+        result = definition(*args, **node.kwargs)
+        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+    with fake_mode_of(vals) or contextlib.nullcontext():
+        return make_fx(call)(*vals)
+
+
 def fake_mode_of(values: Sequence[object]) -> Any:
     """`torch._guards.detect_fake_mode`: run in 2.13, read in 2.11."""
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(list(values))
+
+
+def known_equal(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for all values of their symbols, without a guard.
+
+    `torch.fx.experimental.symbolic_shapes.statically_known_true`: run in 2.13, read in 2.11.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(a == b)
 
 
 def partitioner_base() -> type:
@@ -255,6 +196,16 @@ def invoke_subgraph() -> Any:
     `torch._higher_order_ops.invoke_subgraph.invoke_subgraph(subgraph, name, *tensors)`: run in 2.13, read in 2.11.
     """
     from torch._higher_order_ops.invoke_subgraph import invoke_subgraph as operator
+
+    return operator
+
+
+def auto_functionalized() -> Any:
+    """The operator that calls a mutating operator on copies; Inductor leaves the copies out where nobody can tell.
+
+    `torch._higher_order_ops.auto_functionalize.auto_functionalized(op, **arguments)`: run in 2.13, read in 2.11.
+    """
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized as operator
 
     return operator
 

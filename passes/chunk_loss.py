@@ -1,0 +1,163 @@
+"""Decide in how many chunks of tokens a joint graph's logits are computed, and do it.
+
+`chunk_loss(joint, num_fwd_outputs, …)` runs before PyTorch's partitioner cuts the graph. It returns an edited copy, or
+the graph itself where logits stay whole, with the decision for the report.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxcompress import compat
+from fxcompress.options import Options
+from fxcompress.passes.alias import hint, nbytes_of
+from fxcompress.passes.find_loss import find_loss, large_products
+from fxcompress.passes.find_saved import layer_of, source_of
+from fxcompress.passes.fingerprint import fingerprint
+from fxcompress.passes.joint_outputs import strip_outputs
+from fxcompress.passes.loss_region import Declined, Region
+from fxcompress.passes.ops import op_name
+from fxcompress.passes.rewrite_loss import rewrite_loss
+from fxcompress.passes.splice import inline
+from fxcompress.passes.token_rows import Unchunkable
+from fxcompress.plan import LossDecision, Plan
+
+LEAST_NBYTES = 16 * 2**20
+"""Smaller logits are left whole under `auto`: nothing is gained."""
+MOST_CHUNKS = 16
+LEAST_ROWS = {"cpu": 128}
+"""Tokens per chunk under `auto`: with fewer, adding up the weight's gradient takes as long as the products."""
+LEAST_ROWS_ELSEWHERE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """A joint graph whose logits are chunked; `extra` outputs stand behind the user's forward outputs."""
+
+    gm: fx.GraphModule
+    extra: int
+    decision: LossDecision
+
+
+def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, plan: Plan | None = None) -> Chunked:
+    """Chunk the logits of a joint graph; it is not edited.
+
+    Args:
+        joint: the graph, forward outputs first.
+        num_fwd_outputs: how many of its outputs are the user's.
+        options: `loss_chunks` asks for a number of chunks.
+        plan: a plan to replay, which states it.
+    """
+    if (options.loss_chunks == 0 and plan is None) or "chunk_loss" in options.disable_passes:
+        return Chunked(joint, 0, LossDecision(reason="off"))
+    key = fingerprint(joint)
+    request = options.loss_chunks
+    if plan is not None:
+        request = next((graph.loss.chunks for graph in plan.graphs if graph.loss.graph == key), 0)
+        if request == 0:
+            return Chunked(joint, 0, next((g.loss for g in plan.graphs if g.loss.graph in (key, "")), LossDecision()))
+    least = LEAST_NBYTES if request == "auto" else 1
+    found = None
+    if large_products(joint.graph, least):
+        gm = copy_graph(joint)
+        _expand_nll(gm.graph)
+        found = find_loss(gm.graph, least)
+    if found is None:
+        return Chunked(joint, 0, LossDecision(key, reason="no product of this size leads to a loss"))
+    if isinstance(found, Declined):
+        return Chunked(joint, 0, _decision(key, found.start, 0, found.reason))
+    chunks = choose_chunks(found) if request == "auto" else int(request)
+    if chunks < 2:
+        return Chunked(joint, 0, _decision(key, found.start, 0, "too few tokens for chunks to pay"))
+    fused = options.inner == "inductor"
+    outline = fused and "outline" not in options.disable_passes and _is_static(found)
+    try:
+        extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
+    except Unchunkable as reason:
+        return Chunked(joint, 0, _decision(key, found.start, 0, str(reason)))
+    return Chunked(gm, extra, _decision(key, found.start, chunks, ""))
+
+
+def cut_chunked(chunked: Chunked, cut: Callable[..., compat.Partition], *, rebuild_more: bool) -> compat.Partition:
+    """Partition a chunked graph; `cut` is `compat.partition` with the arguments for the graph as it was."""
+    assert isinstance(cut, functools.partial)
+    (_, joint_inputs), given = cut.args, dict(cut.keywords)
+    start = given.pop("num_fwd_outputs")
+    fw, bw = cut.func(
+        chunked.gm, joint_inputs, num_fwd_outputs=start + chunked.extra, rebuild_more=rebuild_more, **given
+    )
+    strip_outputs(fw, start, chunked.extra)
+    return fw, bw
+
+
+def _is_static(region: Region) -> bool:
+    return all(isinstance(size, int) for node in region.rows for size in node.meta["val"].shape)
+
+
+def choose_chunks(region: Region) -> int:
+    """The number of chunks under `auto`: a power of two, as many as leave each chunk enough tokens."""
+    tokens = hint(region.shape[0])
+    least = LEAST_ROWS.get(region.start.meta["val"].device.type, LEAST_ROWS_ELSEWHERE)
+    chunks = 1
+    while 2 * chunks <= MOST_CHUNKS and tokens >= 2 * chunks * least:
+        chunks *= 2
+    return chunks
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph with nodes of its own, sharing the fake values."""
+    graph = fx.Graph()
+    results = graph.graph_copy(gm.graph, {})
+    (output,) = gm.graph.find_nodes(op="output")
+    graph.output(results).meta.update(output.meta)
+    copy = fx.GraphModule(gm, graph)
+    copy.meta.update(gm.meta)
+    return copy
+
+
+def _expand_nll(graph: fx.Graph) -> None:
+    """Replace fused negative log likelihoods, which sum over tokens inside, by their definition."""
+    for node in list(graph.nodes):
+        if op_name(node) in ("nll_loss_forward", "nll_loss_backward"):
+            _inline_definition(graph, node)
+    for node in list(graph.nodes):
+        if op_name(node) == "new_full":
+            # It reads dtype and device of its operand, not its values.
+            val = node.meta["val"]
+            node.target, node.args = torch.ops.aten.full.default, node.args[1:]
+            node.kwargs = {"dtype": val.dtype, "device": val.device}
+
+
+def _inline_definition(graph: fx.Graph, node: fx.Node) -> None:
+    tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    template = compat.trace_definition(node)
+    with graph.inserting_before(node):
+        results = inline(
+            graph, template, tensors, [None] * (2 if op_name(node) == "nll_loss_forward" else 1), fresh=True
+        )
+    if op_name(node) == "nll_loss_backward":
+        node.replace_all_uses_with(results[0])
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[int(user.args[1])])  # type: ignore[arg-type]
+            graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _decision(key: str, start: fx.Node, chunks: int, reason: str) -> LossDecision:
+    val = start.meta["val"]
+    assert isinstance(val, torch.Tensor)
+    return LossDecision(
+        graph=key,
+        chunks=chunks,
+        reason=reason,
+        shape=tuple(size if isinstance(size, int) else str(size) for size in val.shape),
+        dtype=str(val.dtype).removeprefix("torch."),
+        nbytes=nbytes_of(val),
+        chunk_nbytes=nbytes_of(val) // max(chunks, 1),
+        layer=layer_of(start),
+        source=source_of(start),
+    )
