@@ -26,4 +26,6 @@ def test_params_are_plain_data() -> None:
         "group": 64,
         "rounding": "stochastic",
         "zero_preserving": False,
+        "heads": 0,
+        "dim": 0,
     }
