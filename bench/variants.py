@@ -65,9 +65,15 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
         Variant("actcomp-whole", "actcomp", {**ours, "loss_chunks": 0}),
         Variant("actcomp-inlined", "actcomp", {**ours, "disable_passes": ["outline"]}),
+        *(inductor_variants() if inner == "inductor" else ()),
         *(Variant(f"peak-{share}", "actcomp", {**ours, "budget": f"{share}%"}) for share in (75, 50, 35)),
     ]
     return {variant.name: variant for variant in everything}
+
+
+def inductor_variants() -> tuple[Variant, ...]:
+    """Ours with what only Inductor has."""
+    return (Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),)
 
 
 def torch_variants() -> tuple[Variant, ...]:
