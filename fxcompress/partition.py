@@ -151,30 +151,28 @@ def _compress(
 
 def _whole(cut: Cutter, options: Options, num_fwd_outputs: int) -> tuple[int, Peak]:
     """What PyTorch's own cut of the graph with whole logits saves, in bytes, and its predicted peak."""
-    plain: list[int] = []
-
-    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-        saved = torch_choice(False)
-        plain.append(saved_nbytes(saved))
-        return saved
-
-    with compat.choosing_saved_values(choose):
-        fw, bw = cut(rebuild_more=False)
+    (fw, bw), plain = _torch_cut(cut, rebuild_more=False)
     fused = options.inner == "inductor"
     machine = Machine(fused, fused and bool(find_channels_last(fw)))
-    return (plain[0] if plain else 0), find_peak(fw, bw, num_fwd_outputs, machine)
+    return plain or 0, find_peak(fw, bw, num_fwd_outputs, machine)
 
 
 def _cut_by_pytorch(cut: Cutter, rewriting: Rewriter) -> pipeline.Result:
+    return rewriting(*_torch_cut(cut, rebuild_more=True), None)
+
+
+def _torch_cut(cut: Cutter, *, rebuild_more: bool) -> tuple[compat.Partition, int | None]:
+    """PyTorch's cut, and the bytes that its default one saves; None if it did not ask what to save."""
     plain: list[int] = []
 
     def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-        plain.append(saved_nbytes(torch_choice(False)))
-        return torch_choice(True)
+        default = torch_choice(False)
+        plain.append(saved_nbytes(default))
+        return torch_choice(True) if rebuild_more else default
 
     with compat.choosing_saved_values(choose):
-        pair = cut(rebuild_more=True)
-    return rewriting(pair, plain[0] if plain else None, None)
+        pair = cut(rebuild_more=rebuild_more)
+    return pair, plain[0] if plain else None
 
 
 def _rewritten(

@@ -17,6 +17,16 @@ _DEFAULT_GROUP = {1: 64, 2: 64, 4: 128, 8: 128}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def step_contract(bits: int, rounding: Rounding, *, zero_preserving: bool) -> Contract:
+    """Unbiased, or bounded by half a step, stated relative to the largest magnitude of what shares a scale."""
+    if rounding == "stochastic":
+        return Contract("unbiased")
+    outward = (1 + 2**-7) ** 2
+    if zero_preserving:
+        return Contract("bounded", outward / (2 * (2**bits - 2)))
+    return Contract("bounded", outward / (2**bits - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Affine:
     """Codes of `bits` per element and 32 bits of metadata per `group` elements.
@@ -68,13 +78,8 @@ class Affine:
 
     @property
     def contract(self) -> Contract:
-        """Unbiased, or bounded by half a step, stated relative to the group's largest magnitude."""
-        if self.rounding == "stochastic":
-            return Contract("unbiased")
-        outward = (1 + 2**-7) ** 2
-        if self.zero_preserving:
-            return Contract("bounded", outward / (2 * (2**self.bits - 2)))
-        return Contract("bounded", outward / (2**self.bits - 1))
+        """As `step_contract` says, with the group's largest magnitude."""
+        return step_contract(self.bits, self.rounding, zero_preserving=self.zero_preserving)
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 
 from fxcompress.codecs import maps
-from fxcompress.codecs.affine.codec import Rounding
+from fxcompress.codecs.affine.codec import Rounding, step_contract
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
 from fxcompress.codecs.block2d import reference
@@ -57,13 +57,8 @@ class Block2d:
 
     @property
     def contract(self) -> Contract:
-        """Unbiased, or bounded by half a step, stated relative to the cell's largest magnitude."""
-        if self.rounding == "stochastic":
-            return Contract("unbiased")
-        outward = (1 + 2**-7) ** 2
-        if self.zero_preserving:
-            return Contract("bounded", outward / (2 * (2**self.bits - 2)))
-        return Contract("bounded", outward / (2**self.bits - 1))
+        """As `step_contract` says, with the cell's largest magnitude."""
+        return step_contract(self.bits, self.rounding, zero_preserving=self.zero_preserving)
 
     @property
     def _cell(self) -> tuple[int, int]:
