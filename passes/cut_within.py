@@ -24,7 +24,7 @@ from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases
 from fxcompress.passes.values import Known, find_values
-from fxcompress.solve.allocate import Allocation, Option, allocate, lowest_peak
+from fxcompress.solve.allocate import Option, allocate, lowest_peak
 
 PRICES = tuple(4.0**exponent for exponent in range(-4, 6))
 """Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves."""
@@ -38,7 +38,6 @@ class Cut:
 
     name: str
     saved: tuple[fx.Node, ...]
-    peak_bytes: int
     lowest_peak_bytes: int
     recompute_s: float
     code_s: float
@@ -227,10 +226,10 @@ def _evaluate(model: _Model, name: str, saved: Sequence[fx.Node], limit: int, ba
     groups = _groups(saved, forward, _user_count(model))
     lifetimes = find_lifetimes(forward, backward, groups, model.machine)
     items = [_options(model, group, lifetime) for group, lifetime in zip(groups, lifetimes.storages, strict=True)]
-    found: Allocation = allocate(items, lifetimes.rest_bytes, limit)
+    found = allocate(items, lifetimes.rest_bytes, limit)
     lowest = lowest_peak(items, lifetimes.rest_bytes)
     extra = _recompute_s(model, forward, backward) - base_s
-    return Cut(name, tuple(saved), found.peak_bytes, lowest, extra, found.cost, found.fits)
+    return Cut(name, tuple(saved), lowest, extra, found.cost, found.fits)
 
 
 def _options(model: _Model, group: Group, lifetime: Lifetime) -> list[Option]:
