@@ -8,13 +8,17 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t at 0.975 for 1, 2, … degrees of freedom; beyond the table its last entry is used, which widens."""
+
+ERROR_LENGTH = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ def environment() -> dict[str, Any]:
     """Versions, commit, processor and thread count: what a reader needs to repeat a row."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Rows that a run appends to the results do not change what it measures.
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
@@ -56,8 +61,15 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(_finite(row), sort_keys=True, allow_nan=False) + "\n" for row in rows)
 
 
-def wide_console() -> Console:
+def described(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR_LENGTH]}"
+
+
+def wide_console() -> "Console":
     """A console on which the benchmarks' tables fit; a pipe would otherwise count as 80 columns."""
+    from rich.console import Console
+
     return Console(width=max(Console().width, 120))
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,17 @@ class Job:
 
     module: nn.Module
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     bf16: bool = False
+
+    def to(self, device: torch.device) -> "Job":
+        """The same with module and batch on `device`."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        batch = {name: moved(value) for name, value in self.kwargs.items()}
+        return replace(self, module=self.module.to(device), args=tuple(map(moved, self.args)), kwargs=batch)
 
     def step(self, compiled: Callable[..., Tensor]) -> Tensor:
         """Seeded forward: equal dropout for all variants. The module's own gradients are untouched."""
@@ -69,22 +78,29 @@ class Trial:
     """From fxcompress's own plans; None where they do not exist."""
 
 
-def run_trial(variant: Variant, job: Job) -> Trial:
-    """Compile `job` under `variant` on empty caches, then measure one step each for bytes, gradients and memory."""
+def run_trial(variant: Variant, job: Job, *, fresh: bool = True) -> Trial:
+    """Compile `job` under `variant`, then measure one step each for bytes, gradients and memory.
+
+    With `fresh`, compile caches start empty.
+    """
     compiled = variant.compile(job.module)
     plans_before = _plan_peaks(variant)
-    with variant.compiling():
+    with variant.compiling(fresh=fresh):
         first_step_s = measure.timed(job.train_step(compiled))
     predicted = _plan_peaks(variant)[len(plans_before) :]
     job.module.zero_grad(set_to_none=True)
     loss = job.step(compiled)
+    value, device = float(loss.detach()), loss.device
     saved = measure.saved_bytes(loss, job.held())
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad for name, p in job.module.named_parameters() if p.grad is not None}
-    memory = measure.peak_bytes(job.gradient_step(compiled), loss.device)
+    # Copies: under CUDA graphs the next step takes back the memory of this one's results.
+    gradients = {name: p.grad.clone() for name, p in job.module.named_parameters() if p.grad is not None}
+    job.module.zero_grad(set_to_none=True)
+    del loss
+    memory = measure.peak_bytes(job.gradient_step(compiled), device)
     # With several graphs (graph breaks) their peaks do not add up to the step's, so nothing is predicted.
     peak = predicted[0] if len(predicted) == 1 else None
-    return Trial(compiled, float(loss.detach()), gradients, saved, memory, first_step_s, peak)
+    return Trial(compiled, value, gradients, saved, memory, first_step_s, peak)
 
 
 def warm_up(inner: str) -> None:

@@ -7,13 +7,18 @@ time is only fair on empty caches. Both names are private; this file is the only
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.recompute import recomputing
+from fxcompress.backend import actcomp
+
 REFERENCE = "plain"
+GRAPHS = "+graphs"
+"""Ends the name of a variant that runs in CUDA graphs."""
 FP8_PASS = {
     "activation_quantization_aten_pass": {
         "quant_type": "torch.float8_e5m2",
@@ -28,28 +33,32 @@ FP8_PASS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to compile. `functorch` is patched while compiling."""
+    """One way to compile. `functorch` is patched while compiling; `recompute` checkpoints every block of the module."""
 
     name: str
     backend: str
     options: Mapping[str, Any] = field(default_factory=dict)
     functorch: Mapping[str, Any] = field(default_factory=dict)
+    recompute: bool = False
 
     def compile(self, module: nn.Module) -> Callable[..., Tensor]:
         """Wrap `module`; it compiles at the first call, which belongs inside `compiling`."""
+        # By its name, the backend is found only where the package is installed.
+        backend = actcomp if self.backend == "actcomp" else self.backend
         compiled: Callable[..., Tensor] = torch.compile(
-            module, backend=self.backend, options=dict(self.options) or None
+            recomputing(module) if self.recompute else module, backend=backend, options=dict(self.options) or None
         )
         return compiled
 
     @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Patch what must be patched for the first call, with compile caches that start empty."""
+    def compiling(self, *, fresh: bool = True) -> Iterator[None]:
+        """Patch what must be patched for the first call; `fresh`: with compile caches that start empty."""
         with contextlib.ExitStack() as stack:
             if self.functorch:
                 config = importlib.import_module("torch._functorch.config")
                 stack.enter_context(config.patch(**self.functorch))
-            stack.enter_context(importlib.import_module("torch._inductor.utils").fresh_cache())
+            if fresh:
+                stack.enter_context(importlib.import_module("torch._inductor.utils").fresh_cache())
             yield
 
 
@@ -59,6 +68,7 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
     everything = [
         Variant(REFERENCE, inner),
         *(torch_variants() if inner == "inductor" else ()),
+        Variant("checkpoint", inner, recompute=True),
         Variant("actcomp", "actcomp", ours),
         Variant("actcomp-8bit", "actcomp", {**ours, "bits": 8}),
         Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
@@ -69,6 +79,13 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         *(Variant(f"peak-{share}", "actcomp", {**ours, "budget": f"{share}%"}) for share in (75, 50, 35)),
     ]
     return {variant.name: variant for variant in everything}
+
+
+def in_graphs(variant: Variant) -> Variant:
+    """The same over Inductor, its steps replayed as CUDA graphs."""
+    ours = variant.backend == "actcomp"
+    added: dict[str, Any] = {"mode": "reduce-overhead"} if ours else {"triton.cudagraphs": True}
+    return replace(variant, name=variant.name + GRAPHS, options={**variant.options, **added})
 
 
 def inductor_variants() -> tuple[Variant, ...]:

@@ -13,11 +13,9 @@ import torch
 
 from bench import measure
 from bench.models.zoo import ZOO
-from bench.record import append_rows
+from bench.record import append_rows, described
 from bench.trial import Job, Trial, run_trial, warm_up
 from bench.variants import REFERENCE, Variant, chosen
-
-ERROR_LENGTH = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ def measure_model(model: str, variants: Sequence[Variant], *, inner: str, bf16: 
         try:
             trials[variant.name] = run_trial(variant, job)
         except Exception as error:
-            rows[variant.name] = replace(row, error=_described(error))
+            rows[variant.name] = replace(row, error=described(error))
             continue
         rows[variant.name] = _filled(row, trials[variant.name], trials.get(REFERENCE))
     steps = {name: job.train_step(trial.compiled) for name, trial in trials.items()}
@@ -93,10 +91,6 @@ def _timed(row: Row, trials: dict[str, Trial], seconds: dict[str, list[float]]) 
         step_ratio=measure.paired_ratio(seconds[row.variant], reference) if reference else None,
         compile_s=trials[row.variant].first_step_s - min(seconds[row.variant]),
     )
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR_LENGTH]}"
 
 
 def main() -> None:

@@ -63,10 +63,17 @@ class ViT(nn.Module):
     """A vision transformer over square patches, averaged before the head."""
 
     def __init__(
-        self, side: int = 16, patch: int = 4, width: int = 64, heads: int = 4, layers: int = 3, dropout: float = 0.1
+        self,
+        side: int = 16,
+        patch: int = 4,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 3,
+        dropout: float = 0.1,
+        channels: int = 1,
     ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, patch, stride=patch)
+        self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.position = nn.Parameter(0.5 * torch.randn((side // patch) ** 2, width))
         self.blocks = nn.Sequential(*(Encoder(width, heads, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
