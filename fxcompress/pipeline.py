@@ -32,6 +32,7 @@ from fxcompress.passes.fit_budget import fit_budget
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
+from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
@@ -143,6 +144,8 @@ def run(
     if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
         fits = (fit,)
+    if fused and "pick_lowering" not in options.disable_passes:
+        choice = clock.run("pick_lowering", lambda: pick_lowering(choice))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     # Subgraphs take their arguments in the strides that the graph states, which channels last are not.

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from fxcompress.facts import Peak, SavedTensor, Size
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Param = int | float | str | bool
 KEEP = "keep"
+ATEN, TRITON = "aten", "triton"
+"""The code that encodes a tensor: operators that the compiler fuses, or a kernel of ours. Both compute equal bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Decision:
     nbytes: int
     """Payload bytes after encoding; for `keep`, those of the whole storage."""
     reason: str
+    lowering: str = ""
+    """The code that encodes it, `ATEN` or `TRITON`; empty where nothing is encoded."""
 
 
 @dataclass(frozen=True, slots=True)

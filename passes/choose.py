@@ -21,7 +21,7 @@ from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.pick_codec import pick_codec
 from fxcompress.passes.values import Known, ValueSet
-from fxcompress.plan import KEEP, Decision, Param
+from fxcompress.plan import ATEN, KEEP, Decision, Param
 
 TOO_SMALL = "smaller than min_bytes"
 """How the refusal of a small tensor begins, which a plan made under another floor may overrule."""
@@ -40,12 +40,16 @@ _LOSSY: dict[Need, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What to do with one storage: encode `source` (a forward node), stored in memory order `order`, with `codec`."""
+    """What to do with one storage: encode `source` (a forward node), stored in memory order `order`, with `codec`.
+
+    `lowering` is the code that does it, `plan.ATEN` unless `pick_lowering` says otherwise.
+    """
 
     storage: Storage
     source: fx.Node
     codec: Codec
     order: MemoryOrder
+    lowering: str = ATEN
 
 
 @dataclass(frozen=True, slots=True)

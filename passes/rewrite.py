@@ -14,6 +14,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import compat
+from fxcompress.codecs import lowering
 from fxcompress.codecs.order import from_rows, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import outputs, placeholders
@@ -26,6 +27,7 @@ from fxcompress.passes.splice import (
     inline,
     set_outputs,
 )
+from fxcompress.plan import TRITON
 
 Templates = dict[object, tuple[int, fx.GraphModule, fx.GraphModule]]
 """By `_key`: a number, the encode and the decode."""
@@ -85,7 +87,7 @@ def _key(encoding: Encoding) -> object:
     val = encoding.source.meta["val"]
     if not _is_static(encoding):
         return encoding.source
-    return (encoding.codec, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
+    return (encoding.codec, encoding.lowering, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
 
 
 def _is_static(encoding: Encoding) -> bool:
@@ -105,8 +107,12 @@ def _trace(
     codec, order = encoding.codec, encoding.order
     mode = compat.fake_mode_of([val])
     tracing: dict[str, Any] = {"tracing_mode": "real" if static else "symbolic", "decomposition_table": decompositions}
+    kernels = lowering.find(codec, order.cols, val.dtype) if encoding.lowering == TRITON else None
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if kernels is not None:
+            # Its salt is a number, which every copy of the graph gets for itself.
+            return kernels.encode(to_rows(x, order), 0)
         return codec.encode(to_rows(x, order), salt)
 
     def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -117,6 +123,7 @@ def _trace(
         packed = make_fx(encode, **tracing)(val, salt)
         parts = [node.meta["val"] for node in outputs(packed) if isinstance(node, fx.Node)]
         unpacked = make_fx(decode, **tracing)(*parts)
+    lowering.share_outputs(packed)
     packed, unpacked = _clean(packed), _clean(unpacked)
     _, noise = placeholders(packed)
     if not noise.users:
@@ -168,7 +175,10 @@ def _insert_encode(
             arguments.append(salt)
         if shared is not None:
             return call_outlined(fw, template, f"{PREFIX}encode_{shared}", arguments, names)
-        return inline(fw.graph, template, arguments, names, fresh=fresh)
+        parts = inline(fw.graph, template, arguments, names, fresh=fresh)
+    if encoding.lowering == TRITON:
+        lowering.set_salt(parts[0].all_input_nodes[0], tensor_salt(seed, index))
+    return parts
 
 
 def _insert_decode(

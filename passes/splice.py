@@ -185,10 +185,16 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
     bases: dict[int, torch.Tensor] = {}
     for node, argument in zip(placeholders(template), arguments, strict=True):
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
+
+
+    def own(val: object) -> object:
+        return _own_storage(val, bases) if isinstance(val, torch.Tensor) else val
+
     for node in copies:
+        # A kernel's results come by name.
         val = node.meta["val"]
-        several = isinstance(val, (list, tuple))
-        node.meta["val"] = type(val)(_own_storage(item, bases) for item in val) if several else _own_storage(val, bases)
+        by_name = isinstance(val, dict)
+        node.meta["val"] = {k: own(v) for k, v in val.items()} if by_name else fx.node.map_aggregate(val, own)
 
 
 def _own_storage(val: torch.Tensor, bases: dict[int, torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fxcompress.codecs import planes
+from fxcompress.codecs import lowering, planes
 
 DEVICE = torch.device("cuda", 0)
 CAPABILITY = (9, 0)
@@ -157,6 +157,7 @@ def gpu_layouts() -> Iterator[None]:
     with (
         mock.patch.object(torch.backends.mkldnn, "is_available", _constant(False)),
         mock.patch.object(planes, "wanted", _constant(True)),
+        mock.patch.object(lowering, "wanted", _constant(True)),
         mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _cudnn_format),
     ):
         yield

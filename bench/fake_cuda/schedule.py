@@ -60,6 +60,8 @@ def _read_node(node: Any) -> Scheduled | None:
 
     if isinstance(node, scheduler.NopKernelSchedulerNode):
         return None
+    if isinstance(node, scheduler.ExternKernelSchedulerNode) and isinstance(node.node, ir.UserDefinedTritonKernel):
+        return _written_by_hand(node)
     if isinstance(node, scheduler.ExternKernelSchedulerNode):
         return None if isinstance(node.node, ir.MultiOutput) else _library(node)
     reads = [access for dep in _dependencies(node, "reads") for access in _accesses(node.scheduler, dep)]
@@ -110,6 +112,18 @@ def _reach(dep: Any, numel: int) -> tuple[int, int, int]:
     bounds = bound_sympy(dep.index, ranges)
     low, high = max(int(bounds.lower), 0), int(bounds.upper)
     return low, high, min(int(dep.get_numel()), high - low + 1)
+
+
+def _written_by_hand(node: Any) -> Scheduled:
+    """A Triton kernel that came as such: it fills buffers that were made for it, and is known by those."""
+    from torch._inductor.virtualized import V
+
+    filled = frozenset(argument.get_name() for argument in node.node.mutable_args)
+    accesses = [access for source in _flat(node.node.inputs) for access in _whole(source)]
+    makers = (V.graph.get_buffer(name) for name in filled)
+    origins = frozenset(origin.name for maker in makers for origin in maker.get_origins())
+    reads = tuple(access for access in accesses if access.buffer not in filled)
+    return Scheduled(False, filled, origins, reads, tuple(a for a in accesses if a.buffer in filled))
 
 
 def _library(node: Any) -> Scheduled:

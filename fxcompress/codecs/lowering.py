@@ -60,6 +60,11 @@ class Kernels:
     decode: Callable[[tuple[torch.Tensor, ...], int, torch.dtype], torch.Tensor]
 
 
+def wanted(x: torch.Tensor) -> bool:
+    """Whether Triton kernels run on tensors like `x`."""
+    return x.device.type == "cuda"
+
+
 def find(codec: Codec, cols: int, dtype: torch.dtype) -> Kernels | None:
     """The kernels that store rows of `cols` elements of `dtype` as `codec` does, if there are any."""
     if codec.name not in _MODULES:
@@ -99,7 +104,7 @@ def trace(
         decompositions: table under which the allocation of the outputs is traced.
 
     Returns:
-        Graphs rows → (parts…) and (parts…) → (rows,). Give the first its salt by `set_salt`.
+        Graphs rows → (parts…) and (parts…) → (rows,). Give the kernel of the first its salt by `set_salt`.
     """
 
     def encode(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -113,16 +118,30 @@ def trace(
         packed = make_fx(encode, **how)(rows)
         (output,) = packed.graph.find_nodes(op="output")
         parts = [part.meta["val"] for part in output.args[0]]
-        return packed, make_fx(decode, **how)(*parts)
+        unpacked = make_fx(decode, **how)(*parts)
+    for gm in (packed, unpacked):
+        share_outputs(gm)
+    return packed, unpacked
 
 
-def set_salt(gm: fx.GraphModule, salt: int) -> None:
-    """Name the tensor in the noise of every encode kernel in `gm`; kernels without noise are left as they are."""
+def share_outputs(gm: fx.GraphModule) -> None:
+    """Let the fake results of every kernel node share the storages of the buffers that it is given to fill.
+
+    The operator is functional, but Inductor lets the kernel fill the buffers themselves, and memory is counted by that.
+    """
     for node in compat.triton_nodes(gm.graph):
-        arguments: Any = node.kwargs["kwargs"]
-        if "salt" in arguments:
-            node.update_kwarg("kwargs", {**arguments, "salt": signed(salt)})
-    gm.recompile()
+        given: Any = node.kwargs["kwargs"]
+        filled = {name: given[name].meta["val"] for name in node.meta["val"]}
+        node.meta["val"] = filled
+        for result in node.users:
+            result.meta["val"] = filled[result.args[1]]
+
+
+def set_salt(node: fx.Node, salt: int) -> None:
+    """Name the tensor in the noise of an encode kernel; a kernel without noise is left as it is."""
+    arguments: Any = node.kwargs["kwargs"]
+    if "salt" in arguments:
+        node.update_kwarg("kwargs", {**arguments, "salt": signed(salt)})
 
 
 def signed(salt: int) -> int:
