@@ -145,15 +145,11 @@ def run(
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
         fits = (fit,)
     if fused and "pick_lowering" not in options.disable_passes:
-        choice = clock.run("pick_lowering", lambda: pick_lowering(choice))
+        outline = "outline" not in options.disable_passes
+        choice = clock.run("pick_lowering", lambda: pick_lowering(choice, outline=outline))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
-    # Subgraphs take their arguments in the strides that the graph states, which channels last are not.
-    outline = fused and not channels_last and "outline" not in options.disable_passes
-    clock.run(
-        "rewrite",
-        lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed, outline=outline),
-    )
+    clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)
