@@ -33,6 +33,7 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
 from fxcompress.passes.pick_lowering import pick_lowering
+from fxcompress.passes.pin_products import pin_products
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
@@ -150,6 +151,8 @@ def run(
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
+    if fused and "pin_products" not in options.disable_passes:
+        clock.run("pin_products", lambda: pin_products(fw, bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

@@ -13,8 +13,10 @@ from torch import fx
 
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.liveness import is_fused_away
+from fxcompress.passes.phases import phase_of
 from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, set_outputs
-from fxcompress.passes.write_codec import Template, Templates, take_template, write_decode, write_encode
+from fxcompress.passes.write_codec import Templates, write_decode, write_encode
 
 
 def rewrite(
@@ -29,13 +31,14 @@ def rewrite(
         seed: of the rounding noise; together with the encoding's number it names the tensor in the noise.
     """
     templates: Templates = {}
+    backward = phase_of(bw)
     payloads: dict[int, list[fx.Node]] = {}
     encoded: set[int] = set()
     for index, encoding in enumerate(encodings):
         pairs = encoding.storage.members
-        template = take_template(encoding, templates, decompositions)
-        parts = _insert_encode(fw, encoding, template, index, tensor_salt(seed, index))
-        _insert_decode(fw, bw, encoding, template, parts)
+        fuses = all(is_fused_away(pair.bw, backward) for pair in pairs)
+        parts = _insert_encode(fw, encoding, index, seed, templates, decompositions)
+        _insert_decode(fw, bw, encoding, parts, templates, decompositions, fuses=fuses)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
@@ -50,19 +53,27 @@ def tensor_salt(seed: int, index: int) -> int:
 
 
 def _insert_encode(
-    fw: fx.GraphModule, encoding: Encoding, template: Template | None, index: int, salt: int
+    fw: fx.GraphModule, encoding: Encoding, index: int, seed: int, templates: Templates, decompositions: object
 ) -> list[fx.Node]:
     source = encoding.source
     fields = encoding.codec.fields(encoding.order.cols, source.meta["val"].dtype)
+    names = [f"{PREFIX}{index}_{field.name}" for field in fields]
     anchor = source
     while anchor.next.op == "placeholder":
         anchor = anchor.next
     with fw.graph.inserting_before(anchor.next):
-        return write_encode(fw.graph, encoding, template, [f"{PREFIX}{index}_{field.name}" for field in fields], salt)
+        return write_encode(fw.graph, encoding, names, tensor_salt(seed, index), templates, decompositions)
 
 
 def _insert_decode(
-    fw: fx.GraphModule, bw: fx.GraphModule, encoding: Encoding, template: Template | None, parts: list[fx.Node]
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    encoding: Encoding,
+    parts: list[fx.Node],
+    templates: Templates,
+    decompositions: object,
+    *,
+    fuses: bool,
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
@@ -71,7 +82,7 @@ def _insert_decode(
     first = min(users, key=lambda user: order.get(user, math.inf))
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        env[encoding.source] = write_decode(bw.graph, encoding, template, arrived)
+        env[encoding.source] = write_decode(bw.graph, encoding, arrived, templates, decompositions, fuses=fuses)
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
             if encoding.source is encoding.storage.root and chain is not None:
                 env.update({size: add_saved_size(fw, bw, size) for size in _sizes_of(chain) if size not in env})

@@ -6,7 +6,6 @@ around it. `OPERATOR` is one call each way (`codecs.operators`), which costs the
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,62 +17,83 @@ from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
 from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
 from fxcompress.passes.choose import Encoding
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.splice import inline, refresh_values
 from fxcompress.plan import OPERATOR, TRITON
 
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A traced encode and decode; `fresh` if no copy has taken over their fake values yet."""
-
-    encode: fx.GraphModule
-    decode: fx.GraphModule
-    fresh: bool = True
-
-
-Templates = dict[object, Template]
-
-
-def take_template(encoding: Encoding, templates: Templates, decompositions: object | None) -> Template | None:
-    """The template that `encoding` is copied from, traced if `templates` has none; None if it is called, not copied."""
-    if encoding.lowering == OPERATOR:
-        return None
-    key = _key(encoding)
-    if key in templates:
-        return templates[key]
-    traced = _trace(encoding, decompositions)
-    templates[key] = Template(*traced, fresh=False)
-    return Template(*traced)
+Templates = dict[object, fx.GraphModule]
+"""Traced encodes and decodes, by what they depend on."""
 
 
 def write_encode(
-    graph: fx.Graph, encoding: Encoding, template: Template | None, names: Sequence[str], salt: int
+    graph: fx.Graph, encoding: Encoding, names: Sequence[str], salt: int, templates: Templates, decompositions: object
 ) -> list[fx.Node]:
-    """Encode the node that `encoding` stores, at the graph's insertion point; returns payload nodes of these names.
+    """Encode the node that `encoding` stores, at the graph's insertion point.
 
-    `salt` names the tensor in the rounding noise.
+    Args:
+        graph: the forward.
+        encoding: what to encode, and how.
+        names: of the payload nodes, in the codec's order.
+        salt: names the tensor in the rounding noise.
+        templates: what has been traced so far; receives what is traced here.
+        decompositions: table under which it is traced.
+
+    Returns:
+        The payload nodes.
     """
-    if template is None:
+    if encoding.lowering == OPERATOR:
         return _call_encode(graph, encoding, names, salt)
+    template, fresh = _take(encoding, _trace_encode, templates, decompositions)
     arguments = [encoding.source]
-    for noise in placeholders(template.encode)[1:]:
+    for noise in placeholders(template)[1:]:
         how = {"dtype": torch.int64, "layout": torch.strided, "device": noise.meta["val"].device, "pin_memory": False}
         number = graph.create_node("call_function", torch.ops.aten.full.default, ([], salt), how)
         number.meta["val"] = noise.meta["val"]
         arguments.append(number)
-    parts = inline(graph, template.encode, arguments, names, fresh=template.fresh)
+    parts = inline(graph, template, arguments, names, fresh=fresh)
     if encoding.lowering == TRITON:
         lowering.set_salt(parts[0].all_input_nodes[0], salt)
     return parts
 
 
-def write_decode(graph: fx.Graph, encoding: Encoding, template: Template | None, parts: Sequence[fx.Node]) -> fx.Node:
-    """Decode a payload at the graph's insertion point; the result lies in memory as what was encoded."""
-    if template is None:
+def write_decode(
+    graph: fx.Graph,
+    encoding: Encoding,
+    parts: Sequence[fx.Node],
+    templates: Templates,
+    decompositions: object,
+    *,
+    fuses: bool,
+) -> fx.Node:
+    """Decode a payload at the graph's insertion point; the result lies in memory as what was encoded.
+
+    Args:
+        graph: the backward.
+        encoding: what was encoded, and how.
+        parts: the payload.
+        templates, decompositions: as for `write_encode`.
+        fuses: whether the inner compiler can compute the decode in all kernels that read it. Then it is copied,
+            whatever the lowering, so that it never stands in memory.
+    """
+    if encoding.lowering == OPERATOR and not fuses:
         return _call_decode(graph, encoding, parts)
-    (decoded,) = inline(graph, template.decode, parts, [None], fresh=template.fresh)
+    template, fresh = _take(encoding, _trace_decode, templates, decompositions)
+    (decoded,) = inline(graph, template, parts, [None], fresh=fresh)
     return decoded
+
+
+def _take(
+    encoding: Encoding,
+    trace: Callable[[Encoding, object], fx.GraphModule],
+    templates: Templates,
+    decompositions: object,
+) -> tuple[fx.GraphModule, bool]:
+    """What is traced for `encoding`, and whether nobody has copied it yet."""
+    key = (trace, _key(encoding))
+    fresh = key not in templates
+    if fresh:
+        templates[key] = trace(encoding, decompositions)
+    return templates[key], fresh
 
 
 def _call_encode(graph: fx.Graph, encoding: Encoding, names: Sequence[str], salt: int) -> list[fx.Node]:
@@ -130,13 +150,8 @@ def _is_static(val: torch.Tensor) -> bool:
     return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
 
 
-def _trace(encoding: Encoding, decompositions: object | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
-    mode = compat.fake_mode_of([val])
-    how: dict[str, Any] = {
-        "tracing_mode": "real" if _is_static(val) else "symbolic",
-        "decomposition_table": decompositions,
-    }
     kernels = lowering.find(codec, order.cols, val.dtype) if encoding.lowering == TRITON else None
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -145,21 +160,32 @@ def _trace(encoding: Encoding, decompositions: object | None) -> tuple[fx.GraphM
             return kernels.encode(to_rows(x, order), 0)
         return codec.encode(to_rows(x, order), salt)
 
-    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
-
-    with mode, torch.no_grad():
+    with compat.fake_mode_of([val]), torch.no_grad():
         salt = torch.full((), 0, dtype=torch.int64, device=val.device)
-        packed = make_fx(encode, **how)(val, salt)
-        parts = [node.meta["val"] for node in outputs(packed) if isinstance(node, fx.Node)]
-        unpacked = make_fx(decode, **how)(*parts)
+        packed = make_fx(encode, **_how(val, decompositions))(val, salt)
     lowering.share_outputs(packed)
-    packed, unpacked = _clean(packed), _clean(unpacked)
+    packed = _clean(packed)
     _, noise = placeholders(packed)
     if not noise.users:
         packed.graph.erase_node(noise)
         packed.recompile()
-    return packed, unpacked
+    return packed
+
+
+def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
+    codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
+    fields = codec.fields(order.cols, val.dtype)
+
+    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
+
+    with compat.fake_mode_of([val]), torch.no_grad():
+        parts = [torch.empty((*order.lead, *f.shape), dtype=f.dtype, device=val.device) for f in fields]
+        return _clean(make_fx(decode, **_how(val, decompositions))(*parts))
+
+
+def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:
+    return {"tracing_mode": "real" if _is_static(val) else "symbolic", "decomposition_table": decompositions}
 
 
 def _clean(gm: fx.GraphModule) -> fx.GraphModule:
