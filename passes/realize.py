@@ -8,6 +8,7 @@ Inductor's own operations, of which they are nearly one each. Read-only.
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from fxcompress.passes.ops import op_name
@@ -43,7 +44,10 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
 
     `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13.
     """
-    on_cpu = node.meta["val"].device.type == "cpu"
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor):
+        return False
+    on_cpu = val.device.type == "cpu"
     most_operations, most_reads = (50, 12) if on_cpu else (30, 8)
     if expression.operations > most_operations or reads > most_reads:
         return True

@@ -84,8 +84,8 @@ DECISION = ("graphs", 0, "decisions", 3)
         (("graphs", 0, "peak_before"), None, "graphs[0].peak_before: expected an object, found null"),
         (("graphs",), {}, "graphs: expected a list, found an object"),
         (("options",), 1, "options: expected an object"),
-        (("schema_version",), 1, "schema_version: expected 2, found 1"),
-        (("schema_version",), True, "schema_version: expected 2, found true"),
+        (("schema_version",), 1, "schema_version: expected 3, found 1"),
+        (("schema_version",), True, "schema_version: expected 3, found true"),
         (("torch_version",), 2.13, "torch_version: expected a string, found 2.13"),
     ],
 )
