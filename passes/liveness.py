@@ -9,7 +9,7 @@ memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -167,7 +167,36 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
             in_place = machine.fused and not is_opaque(node)
             steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, workspace))
-    return steps
+    return join_side_by_side(steps) if machine.fused else steps
+
+
+def join_side_by_side(steps: list[Step]) -> list[Step]:
+    """Pointwise results of one size that read a common buffer come from one kernel, the first one's.
+
+    Inductor reads what they share once; their results stand in memory together from then on.
+    """
+    first_made: dict[Buffer, int] = {}
+    for i, step in enumerate(steps):
+        for key, _ in step.made:
+            first_made.setdefault(key, i)
+    joined: dict[int, Step] = dict(enumerate(steps))
+    for j, step in enumerate(steps):
+        if not (step.in_place and step.made):
+            continue
+        ready = max((first_made.get(key, -1) for key in step.read), default=-1)
+        host = next((i for i in range(ready + 1, j) if i in joined and _side_by_side(joined[i], step)), None)
+        if host is not None:
+            other = joined[host]
+            read = tuple(sorted({*other.read, *step.read}))
+            joined[host] = replace(other, made=other.made + step.made, read=read)
+            first_made.update(dict.fromkeys((key for key, _ in step.made), host))
+            del joined[j]
+    return [joined[i] for i in sorted(joined)]
+
+
+def _side_by_side(one: Step, other: Step) -> bool:
+    sizes = {size for _, size in one.made} | {size for _, size in other.made}
+    return one.in_place and bool(one.made) and len(sizes) == 1 and not set(one.read).isdisjoint(other.read)
 
 
 def _runs_nothing(
