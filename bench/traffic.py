@@ -10,7 +10,7 @@ counts). Nothing is timed, allocated or run.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,15 @@ def main() -> int:
 
 
 def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
-    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, and operands at b too."""
+    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, operands at b too, and those
+    without kernels of ours."""
     options = {"exact": Options(lossy=False, disable_passes=INLINED)}
     for bits in widths:
         options[f"{bits} bit"] = Options(bits=bits, disable_passes=INLINED)
         if bits != Options().operand_bits:
-            options[f"{bits} bit, operands too"] = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
+            both = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
+            options[f"{bits} bit, operands too"] = both
+            options[f"{bits} bit, operands too, ATen"] = replace(both, disable_passes=(*INLINED, "pick_lowering"))
     return {REFERENCE: plain, **{name: ActcompPartitioner(chosen) for name, chosen in options.items()}}
 
 

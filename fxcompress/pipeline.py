@@ -144,8 +144,8 @@ def run(
     if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
         fits = (fit,)
-    if fused and "pick_lowering" not in options.disable_passes:
-        choice = clock.run("pick_lowering", lambda: pick_lowering(choice))
+    kernels = fused and "pick_lowering" not in options.disable_passes
+    choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=kernels))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     # Subgraphs take their arguments in the strides that the graph states, which channels last are not.

@@ -87,7 +87,15 @@ def _key(encoding: Encoding) -> object:
     val = encoding.source.meta["val"]
     if not _is_static(encoding):
         return encoding.source
-    return (encoding.codec, encoding.lowering, encoding.order.dims, tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
+    return (
+        encoding.codec,
+        encoding.lowering,
+        encoding.order.dims,
+        tuple(val.shape),
+        tuple(val.stride()),
+        val.dtype,
+        val.device,
+    )
 
 
 def _is_static(encoding: Encoding) -> bool:

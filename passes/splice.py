@@ -186,7 +186,6 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
     for node, argument in zip(placeholders(template), arguments, strict=True):
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
 
-
     def own(val: object) -> object:
         return _own_storage(val, bases) if isinstance(val, torch.Tensor) else val
 

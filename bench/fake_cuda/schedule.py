@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.fake_cuda.lower import Lowered
+from fxcompress.passes.ops import is_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Scheduled:
     Attributes:
         library: whether a library runs it.
         marks: names by which its launch is recognised in the code: what it writes.
-        origins: names of the graph nodes that it computes, those inlined from elsewhere included.
+        origins: names of the graph nodes that it computes, those inlined from elsewhere included, views not.
         reads, writes: what it touches.
     """
 
@@ -83,7 +84,8 @@ def _dependencies(node: Any, kind: str) -> Iterator[Any]:
 
 
 def _origins(node: Any) -> frozenset[str]:
-    return frozenset(origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins())
+    origins = [origin for part in node.get_nodes() if part.node for origin in part.node.get_origins()]
+    return frozenset(origin.name for origin in origins if not is_view(origin))
 
 
 def _accesses(scheduler: Any, dep: Any) -> Iterator[Access]:
