@@ -1,15 +1,20 @@
 """Pick the code that encodes each tensor: decomposed ATen, or a hand-written Triton kernel.
 
 Both compute the same bits, so that this decides nothing but time, and is decided anew wherever a plan is replayed.
-There is no measurement; the rule is what was counted (`python -m bench.traffic`): Inductor makes one kernel of an
+There is no measurement; the rule is what was counted (`python -m bench.traffic`). Inductor makes one kernel of an
 encode that rounds to nearest, often fused with what produces the tensor, but several of a stochastic one, with all the
-noise in memory between them. Decodes stay ATen, because Inductor computes them where they are read.
+noise in memory between them. Of a mask it makes one that computes the mask anew from what it is a condition on; random
+numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Decodes stay ATen,
+because Inductor computes them where they are read.
 """
 
 from dataclasses import replace
 
+from torch import fx
+
 from fxcompress.codecs import lowering
 from fxcompress.passes.choose import Choice, Encoding
+from fxcompress.passes.ops import MOVES, is_random, op_name
 from fxcompress.plan import ATEN, TRITON
 
 
@@ -29,6 +34,17 @@ def pick_lowering(choice: Choice, *, kernels: bool) -> Choice:
 def _lowering_of(encoding: Encoding) -> str:
     val, codec = encoding.source.meta["val"], encoding.codec
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    if codec.contract.kind != "unbiased" or not static or not lowering.wanted(val):
+    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source)
+    if not several or not static or not lowering.wanted(val):
         return ATEN
     return ATEN if lowering.find(codec, encoding.order.cols, val.dtype) is None else TRITON
+
+
+def _is_drawn(node: fx.Node) -> bool:
+    """Whether it is computed from random numbers directly, or from casts of them."""
+    for argument in node.all_input_nodes:
+        while op_name(argument) in MOVES and len(argument.all_input_nodes) == 1:
+            (argument,) = argument.all_input_nodes
+        if is_random(argument):
+            return True
+    return False

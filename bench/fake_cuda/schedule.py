@@ -122,7 +122,7 @@ def _written_by_hand(node: Any) -> Scheduled:
 
     filled = frozenset(argument.get_name() for argument in node.node.mutable_args)
     accesses = [access for source in _flat(node.node.inputs) for access in _whole(source)]
-    makers = (V.graph.get_buffer(name) for name in filled)
+    makers: list[Any] = [V.graph.get_buffer(name) for name in filled]
     origins = frozenset(origin.name for maker in makers for origin in maker.get_origins())
     reads = tuple(access for access in accesses if access.buffer not in filled)
     return Scheduled(False, filled, origins, reads, tuple(a for a in accesses if a.buffer in filled))

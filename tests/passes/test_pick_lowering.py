@@ -110,6 +110,25 @@ def test_the_lowering_changes_neither_bytes_nor_representation_and_replays() -> 
     assert lowerings(replayed) == lowerings(kernels)
 
 
+@pytest.mark.usefixtures("on_gpu")
+def test_a_mask_is_a_kernel_only_where_random_numbers_would_be_stored_for_it() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        kept = torch.rand_like(x).to(torch.bfloat16) > 0.1
+        y = x.exp() * kept
+        return y.sin() * (y.cos() > 0)
+
+    copy = capture(function, [torch.randn(64, 64, requires_grad=True)], "default").copy()
+    result = pipeline.run(copy.fw, copy.bw, Options(min_bytes=64, lossy=False, disable_passes=("outline",)))
+    masks = [d.lowering for d in result.plan.decisions if d.codec == "valueset"]
+    assert sorted(masks) == [ATEN, TRITON]
+    (node,) = compat.triton_nodes(copy.fw.graph)
+    names = [str(node.target)]
+    while "rand" not in names[-1]:
+        node = node.all_input_nodes[0]
+        names.append(str(node.target))
+    assert "gt" in "".join(names) and "cos" not in "".join(names)
+
+
 def test_a_cpu_gets_aten_and_imports_no_triton() -> None:
     pair, result = rewritten()
     assert not compat.triton_nodes(pair.fw.graph) and TRITON not in lowerings(result)
