@@ -36,7 +36,7 @@ OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named."""
 COLUMNS = (
     "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",
-    "saved MB", "again",
+    "saved MB", "fusable", "again",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Phase:
         ours: generated kernels that compute part of an encode or decode.
         ours_alone: those that compute nothing else.
         ours_alone_nbytes: what they move.
+        fusable_nbytes: what those read that a generated kernel wrote, which one kernel for both would not read.
         rereads: bytes of second passes over an input, not part of `nbytes`.
     """
 
@@ -61,6 +62,7 @@ class Phase:
     ours: int
     ours_alone: int
     ours_alone_nbytes: int
+    fusable_nbytes: int
     rereads: int
 
 
@@ -158,6 +160,7 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
     ours = [kernel for kernel in generated if any(name.startswith(OURS) for name in kernel.origins)]
     alone = [kernel for kernel in ours if all(name.startswith(OURS) for name in kernel.origins)]
     nbytes = sum(kernel.nbytes for kernel in kernels)
+    written = {buffer for kernel in generated for buffer in kernel.writes}
     return Phase(
         nbytes=nbytes,
         library_nbytes=nbytes - sum(kernel.nbytes for kernel in generated),
@@ -166,6 +169,7 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
         ours=len(ours),
         ours_alone=len(alone),
         ours_alone_nbytes=sum(kernel.nbytes for kernel in alone),
+        fusable_nbytes=sum(size for kernel in alone for buffer, size in kernel.reads.items() if buffer in written),
         rereads=sum(kernel.rereads for kernel in kernels),
     )
 
@@ -186,6 +190,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.forward.ours} of {row.encoded}" if row.encoded else "–",
             f"{row.backward.ours} ({row.backward.ours_alone})" if row.encoded else "–",
             megabytes(row.saved_nbytes),
+            megabytes(sum(part.fusable_nbytes for part in parts)),
             megabytes(sum(part.rereads for part in parts)),
         )
     return view

@@ -21,7 +21,7 @@ from bench.kernel_bytes import Kernel, count_kernels, count_passes, kernel_sourc
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.sass import compile_kernel
 from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
-from bench.traffic import INLINED, Row, count_encoded, lower_pair, measure, table, variants
+from bench.traffic import INLINED, Row, count_encoded, lower_pair, measure, phase, table, variants
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec, payload_nbytes
@@ -153,6 +153,21 @@ def test_a_step_with_ours_moves_what_the_plan_says_it_saves() -> None:
     assert [k.nbytes for k in forward if not k.library] == [2 * hidden + row.saved_nbytes]
     assert row.forward.ours == 1 and row.forward.ours_alone == 0
     assert row.backward.ours == 1 and row.backward.ours_alone == 0
+
+
+def test_what_an_encode_reads_of_a_generated_kernel_could_be_fused() -> None:
+    def kernel(library: bool, origin: str, reads: dict[str, int], writes: dict[str, int]) -> Kernel:
+        return Kernel("k", library, frozenset({origin}), reads, writes)
+
+    counted = phase(
+        [
+            kernel(True, "mm", {"a": 8}, {"b": 8}),
+            kernel(False, "relu", {"b": 8}, {"c": 8}),
+            kernel(False, "actcomp_0", {"b": 8}, {"d": 1}),
+            kernel(False, "actcomp_1", {"c": 8}, {"e": 1}),
+        ]
+    )
+    assert (counted.ours, counted.ours_alone_nbytes, counted.fusable_nbytes) == (2, 18, 8)
 
 
 def test_overlapping_accesses_count_once() -> None:
