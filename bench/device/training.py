@@ -58,13 +58,18 @@ def train_cases(scale: Scale) -> Cases:
 
 
 def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Measured:
-    """One step of a zoo model against the reference on the same device: loss, gradients, bytes."""
+    """One step of a zoo model against the reference on the same device: loss, gradients, bytes.
+
+    `repeats`: whether another step has bit-equal gradients. Not asked for: sums by atomic additions have no fixed order.
+    """
     if library and not _is_installed(library):
         raise Skipped(f"{library} is not installed")
     module, args, kwargs = ZOO[model]()
     job = Job(module, args, kwargs).to(scale.place)
     reference = run_trial(variants(scale.inner)[REFERENCE], job, fresh=False)
     trial = run_trial(variant, job, fresh=False)
+    again = [gradient.clone() for gradient in job.gradient_step(trial.compiled)()]
+    repeats = all(torch.equal(one, two) for one, two in zip(again, trial.gradients.values(), strict=True))
     loss_error = abs(trial.loss - reference.loss) / abs(reference.loss)
     grad_error = measure.rel_grad_error(trial.gradients, reference.gradients)
     allowed = _EXACT_ERROR if "exact" in variant.name else _LOSSY_ERROR
@@ -72,6 +77,7 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
         "ok": bool(loss_error <= _LOSS_ERROR and grad_error <= allowed),
         "loss_error": loss_error,
         "grad_error": grad_error,
+        "repeats": repeats,
         "saved_bytes": trial.saved_bytes,
         "reference_saved_bytes": reference.saved_bytes,
         "peak_bytes": trial.memory.peak_bytes,
