@@ -44,7 +44,7 @@ def main() -> int:
         if section.name not in wanted:
             continue
         held = {} if arguments.fresh else rows.newest(out, about)
-        names = tuple(name for name in section.cases(scale) if not rows.is_answer(held.get((section.name, name))))
+        names = tuple(name for name in section.cases(scale) if not rows.is_answer(held.get(section.answered_by(name))))
         seconds = min(section.limit_s, end - time.monotonic())
         if not names or seconds < _LEAST_S:
             continue

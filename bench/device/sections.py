@@ -5,15 +5,15 @@ from bench.device.section import Section
 
 SECTIONS = (
     Section("codecs", "Codecs against the CPU, bit for bit", (), 90, 30, codecs.cases, jobs=8),
-    Section("steps", "Training steps against plain", (), 120, 60, training.step_cases, jobs=8),
+    Section("steps", "Training steps against plain", (), 100, 60, training.step_cases, jobs=8),
     Section("copy", "Copies", ("seconds_s", "gb_per_s"), 20, 10, bandwidth.copy_cases),
     Section(
         "bandwidth", "Encodes and decodes", ("seconds_s", "gb_per_s", "of_copy"), 75, 20, bandwidth.sweep_cases
     ),
     Section("fused", "Fused with GELU", ("seconds_s", "plain_s", "ratio", "counted_ratio"), 60, 20, fused.cases),
     Section(
-        "compile", "First steps, several at once", ("first_step_s",), 180, 150, training.compile_cases,
-        isolated=True, jobs=4,
+        "compile", "First steps, several at once", ("first_step_s",), 150, 150, training.compile_cases,
+        isolated=True, jobs=5, feeds="train",
     ),
     Section(
         "train", "Training steps",
