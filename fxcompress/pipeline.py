@@ -33,6 +33,7 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
 from fxcompress.passes.pick_lowering import pick_lowering
+from fxcompress.passes.pin_products import pin_products
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
@@ -144,16 +145,14 @@ def run(
     if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
         fits = (fit,)
-    kernels = fused and "pick_lowering" not in options.disable_passes
-    choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=kernels))
+    compiled = fused and "pick_lowering" not in options.disable_passes
+    outline = compiled and "outline" not in options.disable_passes
+    choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
-    # Subgraphs take their arguments in the strides that the graph states, which channels last are not.
-    outline = fused and not channels_last and "outline" not in options.disable_passes
-    clock.run(
-        "rewrite",
-        lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed, outline=outline),
-    )
+    clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
+    if fused and "pin_products" not in options.disable_passes:
+        clock.run("pin_products", lambda: pin_products(fw, bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

@@ -7,8 +7,9 @@ from fxcompress.facts import Peak, SavedTensor, Size
 SCHEMA_VERSION = 3
 Param = int | float | str | bool
 KEEP = "keep"
-ATEN, TRITON = "aten", "triton"
-"""The code that encodes a tensor: operators that the compiler fuses, or a kernel of ours. Both compute equal bits."""
+ATEN, TRITON, OPERATOR = "aten", "triton", "operator"
+"""The code that encodes a tensor: operators that the compiler fuses, a kernel of ours, or one operator that it calls.
+All compute equal bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Decision:
     """Payload bytes after encoding; for `keep`, those of the whole storage."""
     reason: str
     lowering: str = ""
-    """The code that encodes it, `ATEN` or `TRITON`; empty where nothing is encoded."""
+    """The code that encodes it, `ATEN`, `TRITON` or `OPERATOR`; empty where nothing is encoded."""
 
 
 @dataclass(frozen=True, slots=True)

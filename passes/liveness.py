@@ -19,6 +19,7 @@ from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
 from fxcompress.passes.phases import Phase, phase_of
+from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
 from fxcompress.passes.workspace import workspace_nbytes
 
 Buffer = int
@@ -149,6 +150,7 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     }
     steps: list[Step] = []
     seen: set[Buffer] = set()
+    taken: dict[fx.Node, Expression] = {}
     for node in phase.nodes:
         reads = frozenset[Buffer]().union(*(through.get(arg, frozenset()) for arg in node.all_input_nodes))
         if node.op != "call_function":
@@ -156,7 +158,7 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
         elif node.target is operator.getitem:
             # One element keeps no other alive.
             through[node] = frozenset(key for key, _ in buffers_of(node)) & reads or reads
-        elif _runs_nothing(node, phase, machine):
+        elif _runs_nothing(node, phase, machine, reads, taken):
             through[node] = reads
         else:
             made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
@@ -168,10 +170,20 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     return steps
 
 
-def _runs_nothing(node: fx.Node, phase: Phase, machine: Machine) -> bool:
-    if machine.fused and is_inlined(node, phase):
+def _runs_nothing(
+    node: fx.Node, phase: Phase, machine: Machine, reads: frozenset[Buffer], taken: dict[fx.Node, Expression]
+) -> bool:
+    """Whether no memory is touched at `node`; `taken` receives what its readers compute instead."""
+    if is_view(node) and (machine.fused or _views_input(node)):
+        taken[node] = next((taken[arg] for arg in node.all_input_nodes if arg in taken), LOAD)
         return True
-    return is_view(node) and (machine.fused or _views_input(node))
+    if not machine.fused or not is_inlined(node, phase):
+        return False
+    expression = expression_of(node, taken)
+    if stores(node, expression, len(reads), phase):
+        return False
+    taken[node] = expression
+    return True
 
 
 def _views_input(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ GRADIENT = "gradient"
 
 VIEWS = frozenset(
     "view reshape _unsafe_view permute transpose t expand alias detach squeeze unsqueeze select slice as_strided split "
-    "unbind diagonal unfold split_with_sizes view_as".split()
+    "unbind diagonal unfold split_with_sizes view_as inductor_force_stride_order".split()
 )
 """Operators whose result (or each of whose results) addresses its input's storage."""
 

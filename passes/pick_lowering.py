@@ -1,11 +1,14 @@
-"""Pick the code that encodes each tensor: decomposed ATen, or a hand-written Triton kernel.
+"""Pick the code that encodes each tensor: decomposed ATen, a hand-written Triton kernel, or an opaque operator.
 
-Both compute the same bits, so that this decides nothing but time, and is decided anew wherever a plan is replayed.
-There is no measurement; the rule is what was counted (`python -m bench.traffic`). Inductor makes one kernel of an
-encode that rounds to nearest, often fused with what produces the tensor, but several of a stochastic one, with all the
-noise in memory between them. Of a mask it makes one that computes the mask anew from what it is a condition on; random
-numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Decodes stay ATen,
-because Inductor computes them where they are read.
+All compute the same bits, so that this decides nothing but time, and is decided anew wherever a plan is replayed.
+
+On a GPU there is no measurement; the rule is what was counted (`python -m bench.traffic`). Inductor makes one kernel of
+an encode that rounds to nearest, often fused with what produces the tensor, but several of a stochastic one, with all
+the noise in memory between them. Of a mask it makes one that computes the mask anew from what it is a condition on;
+random numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Decodes stay
+ATen, because Inductor computes them where they are read. On a CPU every kernel is a run of the C++ compiler, and
+operators share theirs (decision 5); masks are better fused there with what makes and reads them: as tensors they are 8
+times as large.
 """
 
 from dataclasses import replace
@@ -15,29 +18,36 @@ from torch import fx
 from fxcompress.codecs import lowering
 from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.ops import MOVES, is_random, op_name
-from fxcompress.plan import ATEN, TRITON
+from fxcompress.plan import ATEN, OPERATOR, TRITON
 
 
-def pick_lowering(choice: Choice, *, kernels: bool) -> Choice:
+def pick_lowering(choice: Choice, *, kernels: bool, outline: bool) -> Choice:
     """The choice with `lowering` set in every encoding and in the decision that it belongs to.
 
     Args:
         choice: what is to be encoded how.
-        kernels: whether the inner compiler takes Triton kernels as graph nodes; without, everything is ATen.
+        kernels: whether the inner compiler takes Triton kernels as graph nodes.
+        outline: whether lossy codecs on a CPU are called as operators.
     """
-    encodings = tuple(replace(e, lowering=_lowering_of(e) if kernels else ATEN) for e in choice.encodings)
+    encodings = tuple(replace(e, lowering=_lowering_of(e, kernels, outline)) for e in choice.encodings)
     picked = {encoding.storage.members[0].bw.name: encoding.lowering for encoding in encodings}
     decisions = tuple(replace(d, lowering=picked.get(d.tensor.name, "")) for d in choice.decisions)
     return Choice(decisions, encodings)
 
 
-def _lowering_of(encoding: Encoding) -> str:
+def _lowering_of(encoding: Encoding, kernels: bool, outline: bool) -> str:
+    val, codec = encoding.source.meta["val"], encoding.codec
+    if kernels and lowering.wanted(val):
+        return TRITON if _is_kernel(encoding) else ATEN
+    return OPERATOR if outline and val.device.type == "cpu" and codec.contract.kind != "exact" else ATEN
+
+
+def _is_kernel(encoding: Encoding) -> bool:
+    """Whether a kernel of ours encodes it in fewer launches or bytes than Inductor's would."""
     val, codec = encoding.source.meta["val"], encoding.codec
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
     several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source)
-    if not several or not static or not lowering.wanted(val):
-        return ATEN
-    return ATEN if lowering.find(codec, encoding.order.cols, val.dtype) is None else TRITON
+    return static and several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
 
 
 def _is_drawn(node: fx.Node) -> bool:

@@ -54,6 +54,10 @@ class Codec(Protocol):
     def bits(self) -> float:
         """Bits per code, without metadata."""
 
+    @property
+    def period(self) -> int:
+        """Rows of whole multiples of so many elements are stored as rows of so many would be; 0: no row is."""
+
     def refuse(self, dtype: "torch.dtype") -> str:
         """Why tensors of this dtype cannot be stored; empty if they can."""
 

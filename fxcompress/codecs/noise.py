@@ -67,8 +67,13 @@ def words(
         word: the groups' metadata, int32 `[*lead, groups]`.
         group: elements per group, a multiple of 16.
     """
-    index = group_index(word)[..., None]
-    # The mask changes no value; it keeps Inductor from folding a multiplication into the arange, with an int32 step.
-    call = torch.arange(group // CALL, dtype=torch.int64, device=word.device) & _LOW
-    w0, w1, w2, w3 = philox((salt & _LOW, word[..., None].to(torch.int64)), (index & _LOW, index >> 32, call))
-    return w0.to(torch.int32), w1.to(torch.int32), w2.to(torch.int32), w3.to(torch.int32)
+    calls = group // CALL
+    # One flat index space: over two, Inductor generates C++ for tiles of both, which takes it seconds.
+    flat = torch.arange(word.numel() * calls, dtype=torch.int64, device=word.device)
+    whole = calls & (calls - 1) == 0
+    # A CPU's vectors shift and mask; they do not divide.
+    index, call = (flat >> calls.bit_length() - 1, flat & calls - 1) if whole else (flat // calls, flat % calls)
+    meta = word[..., None].expand(*word.shape, calls).reshape(-1).to(torch.int64)
+    counter = (index & _LOW, index >> 32, call)
+    w0, w1, w2, w3 = (part.to(torch.int32).reshape(*word.shape, calls) for part in philox((salt & _LOW, meta), counter))
+    return w0, w1, w2, w3

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress.compat.kernels import clear_with_compile_caches as clear_with_compile_caches
+from fxcompress.compat.kernels import compile_for_rows as compile_for_rows
 from fxcompress.compat.partitioner import Chooser as Chooser
 from fxcompress.compat.partitioner import NodeInfo as NodeInfo
 from fxcompress.compat.partitioner import Partition as Partition
@@ -188,6 +190,16 @@ def convolution_sums_products(
     with mode or contextlib.nullcontext():
         backend = torch._C._select_conv_backend(x, weight, bias, *arguments, None)
     return backend.name in ("Mkldnn", "Slow2d", "SlowDilated2d", "Slow3d", "SlowDilated3d")
+
+
+def force_stride_order() -> Any:
+    """The operator that asks Inductor for a tensor in given strides: a copy only where it lies otherwise.
+
+    `torch.ops.prims.inductor_force_stride_order(x, strides)`: run in 2.13, read in 2.11.
+    """
+    import torch._inductor.inductor_prims
+
+    return torch.ops.prims.inductor_force_stride_order.default
 
 
 def invoke_subgraph() -> Any:

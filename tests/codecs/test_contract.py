@@ -43,6 +43,13 @@ def test_rows_do_not_depend_on_each_other_but_for_noise(codec: Codec) -> None:
         assert torch.equal(one.view(torch.uint8), two[:1].view(torch.uint8))
 
 
+@by_codec([codec for codec in CODECS if codec.period])
+def test_a_row_of_whole_periods_is_stored_as_rows_of_one(codec: Codec) -> None:
+    x = sample(codec, (3, 5 * codec.period), dtypes(codec)[0])
+    for one, other in zip(codec.encode(x, 7), codec.encode(x.reshape(-1, codec.period), 7), strict=True):
+        assert torch.equal(one.view(torch.uint8).flatten(), other.view(torch.uint8).flatten())
+
+
 @by_codec(CODECS)
 def test_configuration_round_trip(codec: Codec) -> None:
     assert codecs.make(codec.name, **codecs.params(codec)) == codec

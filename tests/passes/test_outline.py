@@ -1,11 +1,12 @@
-"""Encodes and decodes as calls of shared subgraphs compute what the inlined ones do."""
+"""Encodes and decodes as calls of operators compute what the inlined ones do."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fxcompress import compat, pipeline
+from fxcompress import pipeline
 from fxcompress.options import Options
+from fxcompress.passes.ops import op_name
 from fxcompress.testing_graphs import Pair, capture, run, same
 
 LAYERS = 3
@@ -31,22 +32,51 @@ def rewritten(pair: Pair, *disabled: str, bits: int) -> Pair:
 
 
 def calls(pair: Pair) -> list[str]:
-    nodes = [*pair.fw.graph.nodes, *pair.bw.graph.nodes]
-    return [str(node.args[1]) for node in nodes if node.target is compat.invoke_subgraph()]
+    """The codec of every call, encodes first."""
+    operators = (torch.ops.fxcompress.encode.default, torch.ops.fxcompress.decode.default)
+    nodes = [node for gm in (pair.fw, pair.bw) for node in gm.graph.nodes if node.target in operators]
+    return [str(node.args[2]) for node in nodes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_same_gradients_from_one_subgraph_per_shape(bits: int) -> None:
+def test_the_same_gradients_from_calls(bits: int) -> None:
     pair = layers()
     inlined, outlined = rewritten(pair, "outline", bits=bits), rewritten(pair, bits=bits)
     assert not calls(inlined)
-    names = calls(outlined)
-    assert len(names) > len(set(names)) >= 2, "equal layers share their subgraphs"
+    assert len(calls(outlined)) >= 2 * LAYERS and len(set(calls(outlined))) == 1, "all tensors share two kernels"
     torch.manual_seed(1)
     expected = run(inlined)
     torch.manual_seed(1)
     ours = run(outlined)
     assert same(ours.outputs, expected.outputs) and same(ours.gradients, expected.gradients)
+
+
+def maps() -> Pair:
+    """Convolutions, which Inductor lays out with channels last."""
+
+    def function(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.gelu(F.conv2d(x, first, padding=1)), second, padding=1)
+
+    torch.manual_seed(0)
+    sizes = ((2, 16, 9, 9), (24, 16, 3, 3), (8, 24, 3, 3))
+    return capture(function, [torch.randn(size, requires_grad=True) for size in sizes])
+
+
+def test_maps_are_asked_for_as_inductor_has_them() -> None:
+    pair = maps()
+    outlined = rewritten(pair, bits=8)
+    (asked, *_) = (node for node in outlined.fw.graph.nodes if op_name(node) == "inductor_force_stride_order")
+    (ordered,) = asked.users
+    assert ordered.meta["val"].is_contiguous() and ordered.target is torch.ops.aten.permute.default
+    assert calls(outlined)
+
+
+@pytest.mark.slow
+def test_the_same_gradients_from_calls_on_maps() -> None:
+    pair = maps()
+    inlined, outlined = run(rewritten(pair, "outline", bits=8)), run(rewritten(pair, bits=8))
+    assert same(outlined.outputs, inlined.outputs) and same(outlined.gradients, inlined.gradients)
 
 
 def test_exact_codecs_stay_where_they_fuse() -> None:

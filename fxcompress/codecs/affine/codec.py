@@ -81,6 +81,11 @@ class Affine:
         """As `step_contract` says, with the group's largest magnitude."""
         return step_contract(self.bits, self.rounding, zero_preserving=self.zero_preserving)
 
+    @property
+    def period(self) -> int:
+        """A group; heads are groups of a whole row."""
+        return 0 if self.heads else self.group
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
         return "" if dtype in _DTYPES else f"affine stores floating point only, not {dtype}"

@@ -69,6 +69,11 @@ class Block2d:
     def _group(self) -> int:
         return maps.padded(self._cell[0] * self._cell[1], CALL)
 
+    @property
+    def period(self) -> int:
+        """None: a row holds whole maps."""
+        return 0
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
         return "" if dtype in _DTYPES else f"block2d stores floating point only, not {dtype}"

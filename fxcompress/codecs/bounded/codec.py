@@ -64,6 +64,11 @@ class Bounded:
         absolute = math.inf if self.relative or self.key else self.eps
         return Contract("bounded", (1 + 2**-7) ** 2 / (2**self.bits - 2), absolute)
 
+    @property
+    def period(self) -> int:
+        """A group, unless the groups of a row share spare room or a bound."""
+        return 0 if self.spare or self.relative else self.group
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
         return "" if dtype in _DTYPES else f"bounded stores floating point only, not {dtype}"

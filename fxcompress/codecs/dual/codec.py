@@ -66,6 +66,11 @@ class Dual:
     def _group(self) -> int:
         return maps.padded(self.height * self.width, CALL)
 
+    @property
+    def period(self) -> int:
+        """None: a row holds whole maps."""
+        return 0
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
         return "" if dtype in _DTYPES else f"dual stores floating point only, not {dtype}"

@@ -50,6 +50,11 @@ class Float8:
         """Bounded by half a step of the top binade, relative to the group's largest magnitude."""
         return Contract("bounded", _HALF_STEP_AT_TOP[self.format] * (1 + 2**-7))
 
+    @property
+    def period(self) -> int:
+        """A group."""
+        return self.group
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
         return "" if dtype in _DTYPES else f"float8 stores floating point only, not {dtype}"

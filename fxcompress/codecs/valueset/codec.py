@@ -59,6 +59,11 @@ class Valueset:
     def contract(self) -> Contract:
         return Contract("exact")
 
+    @property
+    def period(self) -> int:
+        """A block."""
+        return reference.BLOCK
+
     def refuse(self, dtype: torch.dtype) -> str:
         """Why tensors of `dtype` cannot hold this set of values, or empty."""
         if dtype == torch.bool:

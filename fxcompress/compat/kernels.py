@@ -1,0 +1,51 @@
+"""Functions of tensors compiled by Inductor on their own, outside of any captured graph."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def compile_for_rows(
+    function: Callable[..., tuple[torch.Tensor, ...]], examples: Sequence[torch.Tensor], *, dynamic: bool
+) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
+    """Compile a traceable function of tensors; the result takes them as one list, which it empties.
+
+    With `dynamic`, first dimensions of equal size in `examples` stand for one size, which may be any.
+
+    `compile_fx.compile_fx_inner(gm, fake tensors)`, `tracing`, `TracingContext`, `StatelessSymbolicContext`: run in
+    2.13, read in 2.11.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    inputs = []
+    for example in examples:
+        sizes = [DimDynamic.STATIC] * example.dim()
+        if dynamic and sizes:
+            sizes[0] = DimDynamic.DYNAMIC
+        context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+        inputs.append(mode.from_tensor(example, symbolic_context=context))
+    with mode, torch.no_grad():
+        how: dict[str, Any] = {"tracing_mode": "symbolic", "decomposition_table": select_decomp_table()}
+        gm = make_fx(function, **how)(*inputs)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    with tracing(TracingContext(mode)):
+        compiled: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] = compile_fx_inner(gm, inputs)
+    return compiled
+
+
+def clear_with_compile_caches(cached: Any) -> None:
+    """Let Inductor's `fresh_cache` and `clear_caches` empty a `functools.cache` too.
+
+    `torch._inductor.utils.clear_on_fresh_cache`: run in 2.13, read in 2.11.
+    """
+    from torch._inductor.utils import clear_on_fresh_cache
+
+    clear_on_fresh_cache(cached)

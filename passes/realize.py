@@ -1,0 +1,50 @@
+"""When Inductor stores a pointwise result that it could also compute wherever it is read.
+
+Computing a value at each reader saves its memory, and costs every reader the work and the reads of the whole
+expression. Inductor's lowering draws the line by counts, which `stores(…)` repeats: without it, a residual stream would
+look as if each sum of it were computed from all its terms, and all terms stayed alive. Counts in graph nodes stand for
+Inductor's own operations, of which they are nearly one each. Read-only.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxcompress.passes.ops import op_name
+from fxcompress.passes.phases import Phase
+
+_HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
+"""What Inductor does not compute twice on a CPU."""
+_MOST_READS_IF_REUSED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """What computing a value anew at a reader takes: operations, and whether heavy ones are among them."""
+
+    operations: int = 1
+    heavy: bool = False
+
+
+LOAD = Expression()
+"""A value that is in memory."""
+
+
+def expression_of(node: fx.Node, known: dict[fx.Node, Expression]) -> Expression:
+    """What a pointwise `node` takes, given what its arguments do."""
+    own = 1 + sum(isinstance(arg, int | float) for arg in node.args)
+    parts = [known.get(arg, LOAD) for arg in node.all_input_nodes]
+    heavy = op_name(node) in _HEAVY or any(part.heavy for part in parts)
+    return Expression(own + sum(part.operations for part in parts), heavy)
+
+
+def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> bool:
+    """Whether a pointwise result is stored, although every reader could compute it from `reads` buffers.
+
+    `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13.
+    """
+    on_cpu = node.meta["val"].device.type == "cpu"
+    most_operations, most_reads = (50, 12) if on_cpu else (30, 8)
+    if expression.operations > most_operations or reads > most_reads:
+        return True
+    return len(phase.users(node)) > 1 and (reads > _MOST_READS_IF_REUSED or (on_cpu and expression.heavy))

@@ -1,0 +1,196 @@
+"""Write one tensor's encode and decode into graphs, as its encoding's lowering says.
+
+`ATEN` and `TRITON` copy what is traced once for all tensors alike, so that the inner compiler fuses it with what stands
+around it. `OPERATOR` is one call each way (`codecs.operators`), which costs the inner compiler next to nothing.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxcompress import compat
+from fxcompress.codecs import lowering
+from fxcompress.codecs.operators import describe
+from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
+from fxcompress.passes.choose import Encoding
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.splice import inline, refresh_values
+from fxcompress.plan import OPERATOR, TRITON
+
+Templates = dict[object, fx.GraphModule]
+"""Traced encodes and decodes, by what they depend on."""
+
+
+def write_encode(
+    graph: fx.Graph, encoding: Encoding, names: Sequence[str], salt: int, templates: Templates, decompositions: object
+) -> list[fx.Node]:
+    """Encode the node that `encoding` stores, at the graph's insertion point.
+
+    Args:
+        graph: the forward.
+        encoding: what to encode, and how.
+        names: of the payload nodes, in the codec's order.
+        salt: names the tensor in the rounding noise.
+        templates: what has been traced so far; receives what is traced here.
+        decompositions: table under which it is traced.
+
+    Returns:
+        The payload nodes.
+    """
+    if encoding.lowering == OPERATOR:
+        return _call_encode(graph, encoding, names, salt)
+    template, fresh = _take(encoding, _trace_encode, templates, decompositions)
+    arguments = [encoding.source]
+    for noise in placeholders(template)[1:]:
+        how = {"dtype": torch.int64, "layout": torch.strided, "device": noise.meta["val"].device, "pin_memory": False}
+        number = graph.create_node("call_function", torch.ops.aten.full.default, ([], salt), how)
+        number.meta["val"] = noise.meta["val"]
+        arguments.append(number)
+    parts = inline(graph, template, arguments, names, fresh=fresh)
+    if encoding.lowering == TRITON:
+        lowering.set_salt(parts[0].all_input_nodes[0], salt)
+    return parts
+
+
+def write_decode(
+    graph: fx.Graph,
+    encoding: Encoding,
+    parts: Sequence[fx.Node],
+    templates: Templates,
+    decompositions: object,
+    *,
+    fuses: bool,
+) -> fx.Node:
+    """Decode a payload at the graph's insertion point; the result lies in memory as what was encoded.
+
+    Args:
+        graph: the backward.
+        encoding: what was encoded, and how.
+        parts: the payload.
+        templates, decompositions: as for `write_encode`.
+        fuses: whether the inner compiler can compute the decode in all kernels that read it. Then it is copied,
+            whatever the lowering, so that it never stands in memory.
+    """
+    if encoding.lowering == OPERATOR and not fuses:
+        return _call_decode(graph, encoding, parts)
+    template, fresh = _take(encoding, _trace_decode, templates, decompositions)
+    (decoded,) = inline(graph, template, parts, [None], fresh=fresh)
+    return decoded
+
+
+def _take(
+    encoding: Encoding,
+    trace: Callable[[Encoding, object], fx.GraphModule],
+    templates: Templates,
+    decompositions: object,
+) -> tuple[fx.GraphModule, bool]:
+    """What is traced for `encoding`, and whether nobody has copied it yet."""
+    key = (trace, _key(encoding))
+    fresh = key not in templates
+    if fresh:
+        templates[key] = trace(encoding, decompositions)
+    return templates[key], fresh
+
+
+def _call_encode(graph: fx.Graph, encoding: Encoding, names: Sequence[str], salt: int) -> list[fx.Node]:
+    order = encoding.order
+    ordered = _permute(graph, _lying(graph, encoding.source, order), order.dims)
+    arguments = (ordered, len(order.lead), describe(encoding.codec), salt)
+    call = _call(graph, torch.ops.fxcompress.encode.default, arguments)
+    return [_call(graph, operator.getitem, (call, position), name) for position, name in enumerate(names)]
+
+
+def _call_decode(graph: fx.Graph, encoding: Encoding, parts: Sequence[fx.Node]) -> fx.Node:
+    order, dtype = encoding.order, encoding.source.meta["val"].dtype
+    arguments = (list(parts), list(order.tail), describe(encoding.codec), dtype)
+    rows = _call(graph, torch.ops.fxcompress.decode.default, arguments)
+    return _permute(graph, rows, _inverse(order))
+
+
+def _lying(graph: fx.Graph, source: fx.Node, order: MemoryOrder) -> fx.Node:
+    """`source`, asked for as `order` says where the graph's strides say otherwise: the inner compiler has it so."""
+    val = source.meta["val"]
+    permuted = val.permute(order.dims)
+    if permuted.is_contiguous():
+        return source
+    strides = torch.empty(permuted.shape, device="meta").permute(_inverse(order)).stride()
+    return _call(graph, compat.force_stride_order(), (source, list(strides)))
+
+
+def _inverse(order: MemoryOrder) -> list[int]:
+    return [order.dims.index(dim) for dim in range(len(order.dims))]
+
+
+def _permute(graph: fx.Graph, node: fx.Node, dims: Sequence[int]) -> fx.Node:
+    if list(dims) == sorted(dims):
+        return node
+    return _call(graph, torch.ops.aten.permute.default, (node, list(dims)))
+
+
+def _call(graph: fx.Graph, target: Callable[..., Any], arguments: tuple[Any, ...], name: str | None = None) -> fx.Node:
+    node = graph.create_node("call_function", target, arguments, name=name)
+    refresh_values([node])
+    return node
+
+
+def _key(encoding: Encoding) -> object:
+    """Equal for encodings that one template serves; symbolic sizes are nobody else's."""
+    val = encoding.source.meta["val"]
+    if not _is_static(val):
+        return encoding.source
+    place = (tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
+    return (encoding.codec, encoding.lowering, encoding.order.dims, *place)
+
+
+def _is_static(val: torch.Tensor) -> bool:
+    return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
+
+
+def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
+    codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
+    kernels = lowering.find(codec, order.cols, val.dtype) if encoding.lowering == TRITON else None
+
+    def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if kernels is not None:
+            # Its salt is a number, which every copy of the graph gets for itself.
+            return kernels.encode(to_rows(x, order), 0)
+        return codec.encode(to_rows(x, order), salt)
+
+    with compat.fake_mode_of([val]), torch.no_grad():
+        salt = torch.full((), 0, dtype=torch.int64, device=val.device)
+        packed = make_fx(encode, **_how(val, decompositions))(val, salt)
+    lowering.share_outputs(packed)
+    packed = _clean(packed)
+    _, noise = placeholders(packed)
+    if not noise.users:
+        packed.graph.erase_node(noise)
+        packed.recompile()
+    return packed
+
+
+def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
+    codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
+    fields = codec.fields(order.cols, val.dtype)
+
+    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
+
+    with compat.fake_mode_of([val]), torch.no_grad():
+        parts = [torch.empty((*order.lead, *f.shape), dtype=f.dtype, device=val.device) for f in fields]
+        return _clean(make_fx(decode, **_how(val, decompositions))(*parts))
+
+
+def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:
+    return {"tracing_mode": "real" if _is_static(val) else "symbolic", "decomposition_table": decompositions}
+
+
+def _clean(gm: fx.GraphModule) -> fx.GraphModule:
+    """Without dead code and without the aliases that tracing puts behind reinterpreted bits: nodes cost time."""
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
+    gm.graph.eliminate_dead_code()
+    return gm

@@ -1,0 +1,54 @@
+"""Codecs called as operators compute, bit for bit, what the codecs compute, whatever the sizes."""
+
+import itertools
+
+import pytest
+import torch
+
+from fxcompress import codecs
+from fxcompress.codecs import operators
+from fxcompress.codecs.base import Codec
+from fxcompress.testing import dtypes, examples, fitting, sample
+
+SHAPES = (((), 1024), ((2, 3), 130), ((5, 0), 128))
+pytestmark = pytest.mark.slow
+"""Every codec here is a run of the C++ compiler."""
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if not one.numel():
+        return one.shape == other.shape and one.dtype is other.dtype
+    same = one.shape == other.shape and one.dtype is other.dtype
+    return same and torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("codec", [codec for codec in examples() if codec.contract.kind != "exact"], ids=str)
+def test_equal_to_the_codec(codec: Codec) -> None:
+    text = operators.describe(codec)
+    for (lead, cols), dtype in itertools.product(SHAPES, dtypes(codec)[:2]):
+        x = sample(codec, (*lead, fitting(codec, cols)), dtype)
+        expected = codec.encode(x, 5)
+        parts = torch.ops.fxcompress.encode(x, len(lead), text, 5)
+        assert all(equal(one, other) for one, other in zip(parts, expected, strict=True)), (lead, cols, dtype)
+        decoded = torch.ops.fxcompress.decode(parts, [x.shape[-1]], text, dtype)
+        assert equal(decoded, codec.decode(expected, x.shape[-1], dtype)) and decoded.is_contiguous()
+
+
+def test_one_pair_of_kernels_serves_all_sizes() -> None:
+    codec = codecs.make("affine", bits=8, rounding="nearest")
+    operators._kernel.cache_clear()
+    for rows in (1, 2, 7, 4096):
+        x = torch.randn(rows, codec.period)
+        parts = torch.ops.fxcompress.encode(x, 0, operators.describe(codec), 0)
+        torch.ops.fxcompress.decode(parts, [rows, codec.period], operators.describe(codec), x.dtype)
+    assert operators._kernel.cache_info().misses == 2
+
+
+def test_a_fresh_compile_cache_is_without_our_kernels() -> None:
+    from torch._inductor.utils import clear_caches
+
+    codec = codecs.make("affine", bits=8, rounding="nearest")
+    torch.ops.fxcompress.encode(torch.randn(256), 0, operators.describe(codec), 0)
+    assert operators._kernel.cache_info().currsize
+    clear_caches()
+    assert not operators._kernel.cache_info().currsize
