@@ -10,7 +10,7 @@ counts). Nothing is timed, allocated or run.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named."""
 COLUMNS = (
     "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",
-    "saved MB", "again",
+    "saved MB", "fusable", "again",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Phase:
         ours: generated kernels that compute part of an encode or decode.
         ours_alone: those that compute nothing else.
         ours_alone_nbytes: what they move.
+        fusable_nbytes: what those read that a generated kernel wrote, which one kernel for both would not read.
         rereads: bytes of second passes over an input, not part of `nbytes`.
     """
 
@@ -61,6 +62,7 @@ class Phase:
     ours: int
     ours_alone: int
     ours_alone_nbytes: int
+    fusable_nbytes: int
     rereads: int
 
 
@@ -108,12 +110,15 @@ def main() -> int:
 
 
 def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
-    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, and operands at b too."""
+    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, operands at b too, and those
+    without kernels of ours."""
     options = {"exact": Options(lossy=False, disable_passes=INLINED)}
     for bits in widths:
         options[f"{bits} bit"] = Options(bits=bits, disable_passes=INLINED)
         if bits != Options().operand_bits:
-            options[f"{bits} bit, operands too"] = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
+            both = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
+            options[f"{bits} bit, operands too"] = both
+            options[f"{bits} bit, operands too, ATen"] = replace(both, disable_passes=(*INLINED, "pick_lowering"))
     return {REFERENCE: plain, **{name: ActcompPartitioner(chosen) for name, chosen in options.items()}}
 
 
@@ -155,6 +160,7 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
     ours = [kernel for kernel in generated if any(name.startswith(OURS) for name in kernel.origins)]
     alone = [kernel for kernel in ours if all(name.startswith(OURS) for name in kernel.origins)]
     nbytes = sum(kernel.nbytes for kernel in kernels)
+    written = {buffer for kernel in generated for buffer in kernel.writes}
     return Phase(
         nbytes=nbytes,
         library_nbytes=nbytes - sum(kernel.nbytes for kernel in generated),
@@ -163,6 +169,7 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
         ours=len(ours),
         ours_alone=len(alone),
         ours_alone_nbytes=sum(kernel.nbytes for kernel in alone),
+        fusable_nbytes=sum(size for kernel in alone for buffer, size in kernel.reads.items() if buffer in written),
         rereads=sum(kernel.rereads for kernel in kernels),
     )
 
@@ -183,6 +190,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.forward.ours} of {row.encoded}" if row.encoded else "–",
             f"{row.backward.ours} ({row.backward.ours_alone})" if row.encoded else "–",
             megabytes(row.saved_nbytes),
+            megabytes(sum(part.fusable_nbytes for part in parts)),
             megabytes(sum(part.rereads for part in parts)),
         )
     return view

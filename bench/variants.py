@@ -90,7 +90,10 @@ def in_graphs(variant: Variant) -> Variant:
 
 def inductor_variants() -> tuple[Variant, ...]:
     """Ours with what only Inductor has."""
-    return (Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),)
+    return (
+        Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),
+        Variant("actcomp-2bit-aten", "actcomp", {"bits": 2, "disable_passes": ["pick_lowering"]}),
+    )
 
 
 def torch_variants() -> tuple[Variant, ...]:

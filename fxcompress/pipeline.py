@@ -145,9 +145,9 @@ def run(
     if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
         fits = (fit,)
-    if fused and "pick_lowering" not in options.disable_passes:
-        outline = "outline" not in options.disable_passes
-        choice = clock.run("pick_lowering", lambda: pick_lowering(choice, outline=outline))
+    compiled = fused and "pick_lowering" not in options.disable_passes
+    outline = compiled and "outline" not in options.disable_passes
+    choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))

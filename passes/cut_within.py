@@ -21,7 +21,7 @@ from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.fit_budget import ERROR_WEIGHT, code_cost_s
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
-from fxcompress.passes.ops import is_view, op_name
+from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases
 from fxcompress.passes.values import Known, find_values
 from fxcompress.solve.allocate import Option, allocate, lowest_peak
@@ -142,7 +142,7 @@ def _model(
 
 def _seconds(node: fx.Node, rates: costs.Rates) -> float:
     val = tensor_of(node)
-    if "random" in op_name(node) and val is not None:
+    if is_random(node) and val is not None:
         return _RANDOM_PASSES * nbytes_of(val) / rates.bytes_per_s
     return costs.recompute_s(node, rates)
 

@@ -69,6 +69,11 @@ def is_attention(node: fx.Node) -> bool:
     return "scaled_dot_product" in name or "flash_attention" in name or "efficient_attention" in name
 
 
+def is_random(node: fx.Node) -> bool:
+    """Draws random numbers."""
+    return node.op == "call_function" and "rand" in op_name(node)
+
+
 def is_view(node: fx.Node) -> bool:
     return node.op == "call_function" and (op_name(node) in VIEWS or node.target is operator.getitem)
 

@@ -2,36 +2,59 @@
 
 All compute the same bits, so that this decides nothing but time, and is decided anew wherever a plan is replayed.
 
-On a GPU there is no measurement; the rule is what was counted (`python -m bench.traffic`, `python -m bench.sass`):
-Inductor makes one kernel of an encode that rounds to nearest, often fused with what produces the tensor, but several of
-a stochastic one, with all the noise in memory between them. Decodes stay ATen, because Inductor computes them where
-they are read. On a CPU every kernel is a run of the C++ compiler, and operators share theirs (decision 5). Masks are
-better fused with what makes and reads them, everywhere: as tensors they are 8 times as large.
+On a GPU there is no measurement; the rule is what was counted (`python -m bench.traffic`). Inductor makes one kernel of
+an encode that rounds to nearest, often fused with what produces the tensor, but several of a stochastic one, with all
+the noise in memory between them. Of a mask it makes one that computes the mask anew from what it is a condition on;
+random numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Decodes stay
+ATen, because Inductor computes them where they are read. On a CPU every kernel is a run of the C++ compiler, and
+operators share theirs (decision 5); masks are better fused there with what makes and reads them: as tensors they are 8
+times as large.
 """
 
 from dataclasses import replace
 
+from torch import fx
+
 from fxcompress.codecs import lowering
 from fxcompress.passes.choose import Choice, Encoding
+from fxcompress.passes.ops import MOVES, is_random, op_name
 from fxcompress.plan import ATEN, OPERATOR, TRITON
 
 
-def pick_lowering(choice: Choice, *, outline: bool) -> Choice:
+def pick_lowering(choice: Choice, *, kernels: bool, outline: bool) -> Choice:
     """The choice with `lowering` set in every encoding and in the decision that it belongs to.
 
-    `outline`: whether lossy codecs on a CPU are called as operators.
+    Args:
+        choice: what is to be encoded how.
+        kernels: whether the inner compiler takes Triton kernels as graph nodes.
+        outline: whether lossy codecs on a CPU are called as operators.
     """
-    encodings = tuple(replace(encoding, lowering=_lowering_of(encoding, outline)) for encoding in choice.encodings)
+    encodings = tuple(replace(e, lowering=_lowering_of(e, kernels, outline)) for e in choice.encodings)
     picked = {encoding.storage.members[0].bw.name: encoding.lowering for encoding in encodings}
     decisions = tuple(replace(d, lowering=picked.get(d.tensor.name, "")) for d in choice.decisions)
     return Choice(decisions, encodings)
 
 
-def _lowering_of(encoding: Encoding, outline: bool) -> str:
+def _lowering_of(encoding: Encoding, kernels: bool, outline: bool) -> str:
     val, codec = encoding.source.meta["val"], encoding.codec
-    if val.device.type == "cpu":
-        return OPERATOR if outline and codec.contract.kind != "exact" else ATEN
+    if kernels and lowering.wanted(val):
+        return TRITON if _is_kernel(encoding) else ATEN
+    return OPERATOR if outline and val.device.type == "cpu" and codec.contract.kind != "exact" else ATEN
+
+
+def _is_kernel(encoding: Encoding) -> bool:
+    """Whether a kernel of ours encodes it in fewer launches or bytes than Inductor's would."""
+    val, codec = encoding.source.meta["val"], encoding.codec
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    if codec.contract.kind != "unbiased" or not static or not lowering.wanted(val):
-        return ATEN
-    return ATEN if lowering.find(codec, encoding.order.cols, val.dtype) is None else TRITON
+    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source)
+    return static and several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
+
+
+def _is_drawn(node: fx.Node) -> bool:
+    """Whether it is computed from random numbers directly, or from casts of them."""
+    for argument in node.all_input_nodes:
+        while op_name(argument) in MOVES and len(argument.all_input_nodes) == 1:
+            (argument,) = argument.all_input_nodes
+        if is_random(argument):
+            return True
+    return False

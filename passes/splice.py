@@ -10,6 +10,7 @@ import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -186,7 +187,7 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
     for node, argument in zip(placeholders(template), arguments, strict=True):
         bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
 
-    def own(val: object) -> object:
+    def own(val: Any) -> Any:
         return _own_storage(val, bases) if isinstance(val, torch.Tensor) else val
 
     for node in copies:

@@ -135,7 +135,7 @@ def test_a_repeated_key_is_named_with_its_place(plan: Plan):
         ('{"a": ' + "9" * 5000 + "}", "not a JSON plan"),
         ("[" * 200_000, "nested too deeply"),
         ('{"a":' * 200_000, "nested too deeply"),
-        ('{"schema_version": 2, "schema_version": 2}', "schema_version"),
+        ('{"schema_version": 3, "schema_version": 3}', "schema_version"),
     ],
 )
 def test_what_is_no_plan_is_refused(text: str, message: str):

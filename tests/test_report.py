@@ -61,6 +61,12 @@ def test_representation(plan: Plan, codec: str, params: dict[str, Param], text: 
     assert representation(Decision(plan.graphs[0].decisions[0].tensor, codec, tuple(params.items()), 1, "")) == text
 
 
+def test_a_kernel_of_ours_is_named(plan: Plan):
+    decision = replace(plan.graphs[0].decisions[0], lowering="triton")
+    assert representation(decision) == "affine 4b g128 SR triton"
+    assert representation(replace(decision, lowering="aten")) == "affine 4b g128 SR"
+
+
 def test_identical_layers_become_one_row(plan: Plan):
     rows = fold(plan.graphs[0].decisions)
     assert [(row.layer, row.count) for row in rows] == [

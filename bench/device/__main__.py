@@ -8,6 +8,7 @@ CPU, which checks the benchmark and measures nothing.
 import argparse
 import datetime
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def main() -> int:
     about = rows.about(scale, arguments.commit)
     # Rows of this run, and with --fresh only those, stand for their cases.
     started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
-    out: Path = arguments.json
+    out: Path = arguments.json or (Path(tempfile.mkdtemp()) / "toy.jsonl" if scale.toy else DEFAULT)
     end = time.monotonic() + 60 * arguments.minutes
     for section in SECTIONS:
         if section.name not in wanted:
             continue
         held = {} if arguments.fresh else rows.newest(out, about)
-        names = tuple(name for name in section.cases(scale) if not rows.is_answer(held.get((section.name, name))))
+        names = tuple(name for name in section.cases(scale) if not rows.is_answer(held.get(section.answered_by(name))))
         seconds = min(section.limit_s, end - time.monotonic())
         if not names or seconds < _LEAST_S:
             continue
@@ -63,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, default=DEFAULT, help=f"file of the rows (default {DEFAULT})")
+    parser.add_argument("--json", type=Path, help=f"file of the rows (default {DEFAULT}; a temporary one of toys)")
     parser.add_argument("--minutes", type=float, default=9.5, help="when the last section is killed")
     parser.add_argument("--sections", default="", help=f"comma-separated: {', '.join(s.name for s in SECTIONS)}")
     parser.add_argument("--fresh", action="store_true", help="measure again what the file answers already")

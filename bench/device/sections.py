@@ -4,16 +4,16 @@ from bench.device import bandwidth, batches, codecs, fused, training
 from bench.device.section import Section
 
 SECTIONS = (
-    Section("codecs", "Codecs against the CPU, bit for bit", (), 90, 30, codecs.cases, jobs=4),
-    Section("steps", "Training steps against plain", (), 120, 60, training.step_cases, jobs=6),
+    Section("codecs", "Codecs against the CPU, bit for bit", (), 90, 30, codecs.cases, jobs=8),
+    Section("steps", "Training steps against plain", (), 100, 60, training.step_cases, jobs=8),
     Section("copy", "Copies", ("seconds_s", "gb_per_s"), 20, 10, bandwidth.copy_cases),
     Section(
         "bandwidth", "Encodes and decodes", ("seconds_s", "gb_per_s", "of_copy"), 75, 20, bandwidth.sweep_cases
     ),
     Section("fused", "Fused with GELU", ("seconds_s", "plain_s", "ratio", "counted_ratio"), 60, 20, fused.cases),
     Section(
-        "compile", "First steps, several at once", ("first_step_s",), 180, 150, training.compile_cases,
-        isolated=True, jobs=4,
+        "compile", "First steps, several at once", ("first_step_s",), 150, 150, training.compile_cases,
+        isolated=True, jobs=5, feeds="train",
     ),
     Section(
         "train", "Training steps",
@@ -21,7 +21,7 @@ SECTIONS = (
          "reserved_bytes"),
         240, 120, training.train_cases, isolated=True,
     ),
-    Section("families", "Training steps of transformers' models", (), 240, 90, training.family_cases, jobs=6),
+    Section("families", "Training steps of transformers' models", (), 240, 90, training.family_cases, jobs=8),
     Section(
         "batches", "Largest batch", ("batch", "failed_batch", "used_bytes", "batch/plain"), 300, 150, batches.cases,
         isolated=True,

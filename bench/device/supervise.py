@@ -72,7 +72,7 @@ def _shares(order: Order, count: int) -> list[Order]:
 def _start(order: Order, section: Section, end: float, folder: Path) -> _Process:
     command = [sys.executable, "-m", "bench.device.worker"]
     handle, output = tempfile.mkstemp(dir=folder)
-    # A session of its own, so that compilers that a worker starts die with it.
+    # A process group of its own, so that compilers that a worker starts die with it.
     running = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=handle, stderr=handle, cwd=ROOT, start_new_session=True
     )

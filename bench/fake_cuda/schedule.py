@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.fake_cuda.lower import Lowered
+from fxcompress.passes.ops import is_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Scheduled:
     Attributes:
         library: whether a library runs it.
         marks: names by which its launch is recognised in the code: what it writes.
-        origins: names of the graph nodes that it computes, those inlined from elsewhere included.
+        origins: names of the graph nodes that it computes, those inlined from elsewhere included, views not.
         reads, writes: what it touches.
     """
 
@@ -83,7 +84,8 @@ def _dependencies(node: Any, kind: str) -> Iterator[Any]:
 
 
 def _origins(node: Any) -> frozenset[str]:
-    return frozenset(origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins())
+    origins = [origin for part in node.get_nodes() if part.node for origin in part.node.get_origins()]
+    return frozenset(origin.name for origin in origins if not is_view(origin))
 
 
 def _accesses(scheduler: Any, dep: Any) -> Iterator[Access]:
@@ -120,7 +122,7 @@ def _written_by_hand(node: Any) -> Scheduled:
 
     filled = frozenset(argument.get_name() for argument in node.node.mutable_args)
     accesses = [access for source in _flat(node.node.inputs) for access in _whole(source)]
-    makers = (V.graph.get_buffer(name) for name in filled)
+    makers: list[Any] = [V.graph.get_buffer(name) for name in filled]
     origins = frozenset(origin.name for maker in makers for origin in maker.get_origins())
     reads = tuple(access for access in accesses if access.buffer not in filled)
     return Scheduled(False, filled, origins, reads, tuple(a for a in accesses if a.buffer in filled))

@@ -64,7 +64,7 @@ def _key(decision: Decision, before: int, after: int) -> object:
     tensor = decision.tensor
     return (
         (layer_pattern(tensor.layer), tensor.op, tensor.shape, tensor.dtype, tensor.need, tensor.consumers),
-        (decision.codec, decision.params, tensor.refusal, before, after),
+        (decision.codec, decision.params, decision.lowering, tensor.refusal, before, after),
     )
 
 

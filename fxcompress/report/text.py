@@ -2,7 +2,7 @@
 
 import re
 
-from fxcompress.plan import Decision, Param
+from fxcompress.plan import TRITON, Decision, Param
 
 ROUNDING = {"stochastic": "SR", "nearest": "RN"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -32,12 +32,15 @@ def ratio(before: int, after: int) -> str:
 
 
 def representation(decision: Decision) -> str:
-    """Return codec and parameters in short, as `affine 4b g128 SR`, `valueset 1b` or `keep`."""
+    """Return codec and parameters in short, as `affine 4b g128 SR`, `valueset 1b` or `keep`; `triton` if a kernel of
+    ours encodes it."""
     params = dict(decision.params)
     count = params.get("count")
+    lowering = TRITON if decision.lowering == TRITON else ""
     if decision.codec == "valueset" and isinstance(count, int):
-        return f"valueset {max(count - 1, 0).bit_length()}b"
-    return " ".join(filter(None, [decision.codec, *(_parameter(name, value) for name, value in params.items())]))
+        return " ".join(filter(None, [f"valueset {max(count - 1, 0).bit_length()}b", lowering]))
+    shown = (_parameter(name, value) for name, value in params.items())
+    return " ".join(filter(None, [decision.codec, *shown, lowering]))
 
 
 def layer_pattern(layer: str) -> str:

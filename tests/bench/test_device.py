@@ -21,7 +21,7 @@ from bench.device.worker import Order, read_order, run_case
 from bench.models.large import LARGE
 from bench.recompute import Recomputed, recomputing
 from bench.trial import Job
-from bench.variants import Variant
+from bench.variants import Variant, in_graphs, variants
 from fxcompress import codecs
 from fxcompress.codecs.affine import Affine
 
@@ -207,5 +207,19 @@ def test_a_module_without_blocks_is_recomputed_whole() -> None:
     assert compiled(torch.ones(1, 2)).shape == (1, 2)
 
 
-def test_section_names_are_distinct() -> None:
-    assert len({section.name for section in SECTIONS}) == len(SECTIONS)
+def test_section_names_are_distinct_and_what_feeds_another_comes_before_it_with_its_cases() -> None:
+    names = [section.name for section in SECTIONS]
+    assert len(set(names)) == len(names)
+    full = Scale("cuda", "inductor", False)
+    for section in SECTIONS:
+        if section.feeds:
+            fed = SECTIONS[names.index(section.feeds)]
+            assert names.index(section.name) < names.index(fed.name)
+            assert list(section.cases(full)) == list(fed.cases(full))
+            assert section.answered_by("a") == (fed.name, "a")
+
+
+def test_variants_in_graphs_differ_in_nothing_else() -> None:
+    ours, plain = (in_graphs(variants()[name]) for name in ("actcomp-8bit", "budget-0.5"))
+    assert ours.options == {"bits": 8, "mode": "reduce-overhead"} and ours.name == "actcomp-8bit+graphs"
+    assert plain.options == {"debug": False, "triton.cudagraphs": True} and plain.functorch

@@ -1,6 +1,11 @@
 """Counted bytes and launches against graphs whose answer is known in closed form."""
 
+import ast
+import importlib.util
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +15,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("triton")
 
+import fxcompress
 from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
-from bench.kernel_bytes import Kernel, count_kernels, count_passes, merged_bytes, split_arguments
+from bench.kernel_bytes import Kernel, count_kernels, count_passes, kernel_sources, merged_bytes, split_arguments
 from bench.models.blocks import BLOCKS, default_dtype
-from bench.step_graphs import partition, plain, saved_nbytes, trace
-from bench.traffic import INLINED, count_encoded, lower_pair, measure, table, variants
+from bench.sass import compile_kernel
+from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
+from bench.traffic import INLINED, Row, count_encoded, lower_pair, measure, phase, table, variants
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.plan import TRITON
 
 ROWS, WIDTH = 512, 1024
 BF16, FP32 = 2, 4
@@ -147,6 +155,21 @@ def test_a_step_with_ours_moves_what_the_plan_says_it_saves() -> None:
     assert row.backward.ours == 1 and row.backward.ours_alone == 0
 
 
+def test_what_an_encode_reads_of_a_generated_kernel_could_be_fused() -> None:
+    def kernel(library: bool, origin: str, reads: dict[str, int], writes: dict[str, int]) -> Kernel:
+        return Kernel("k", library, frozenset({origin}), reads, writes)
+
+    counted = phase(
+        [
+            kernel(True, "mm", {"a": 8}, {"b": 8}),
+            kernel(False, "relu", {"b": 8}, {"c": 8}),
+            kernel(False, "actcomp_0", {"b": 8}, {"d": 1}),
+            kernel(False, "actcomp_1", {"c": 8}, {"e": 1}),
+        ]
+    )
+    assert (counted.ours, counted.ours_alone_nbytes, counted.fusable_nbytes) == (2, 18, 8)
+
+
 def test_overlapping_accesses_count_once() -> None:
     def access(low: int, high: int, count: int | None = None) -> Access:
         return Access("a", low, high, high - low + 1 if count is None else count, FP32)
@@ -184,17 +207,63 @@ def test_whole_blocks_are_counted(name: str) -> None:
         with default_dtype(torch.bfloat16):
             module, inputs = BLOCKS[name](**small)
         joint = trace(module.train(), inputs)
-    rows = [
-        measure(name, key, "bf16", joint, partition(joint, p))[0]
-        for key, p in variants([4]).items()
-        if "operands" not in key
+    reference, *ours = [
+        count_row(name, joint, partitioner) for key, partitioner in variants([4]).items() if "ATen" not in key
     ]
-    reference, *ours = rows
     assert reference.encoded == 0 and reference.forward.ours == 0
     assert reference.saved_nbytes > max(row.saved_nbytes for row in ours)
     # The same products and convolutions run in every variant; only copies of their operands may differ.
     assert {row.forward.library for row in ours} == {reference.forward.library}
     for row in ours:
-        assert row.forward.ours_alone <= row.encoded
-        assert row.nbytes < 2 * reference.nbytes
-    assert len(table(rows).rows) == len(rows)
+        # Several tensors may be encoded by the kernel that makes them all, but none by two kernels.
+        assert min(row.encoded, 1) <= row.forward.ours <= row.encoded
+        assert row.nbytes < 1.5 * reference.nbytes
+    assert len(table([reference, *ours]).rows) == 1 + len(ours)
+
+
+def count_row(name: str, joint: Joint, partitioner: Partitioner) -> Row:
+    """One variant, counted; every encode that the plan gives to Triton is one launch of the kernel."""
+    row, (forward, _) = measure(name, "", "bf16", joint, partition(joint, partitioner))
+    if isinstance(partitioner, ActcompPartitioner):
+        decided = [decision.lowering for decision in fxcompress.reports()[-1].decisions]
+        assert sum(kernel.name.startswith("encode_") for kernel in forward) == decided.count(TRITON)
+    return row
+
+
+@pytest.mark.slow
+def test_the_kernel_that_inductor_emits_compiles(tmp_path: Path) -> None:
+    """Inductor copies a kernel with everything that it calls; the copy must stand on its own."""
+    with FakeTensorMode():
+        joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
+    pair = partition(joint, ActcompPartitioner(Options(bits=2, operand_bits=2, disable_passes=INLINED)))
+    with fake_cuda():
+        source = kernel_sources(lower(pair[0], is_backward=False, user_outputs=[0]).source)["encode_0"]
+    meta = next(line for line in source.splitlines() if line.strip().startswith("triton_meta="))
+    start = source.index("@triton_heuristics")
+    plain = source[:start] + source[source.index("@triton.jit", start) :]
+    path = tmp_path / "emitted.py"
+    path.write_text(plain.split("'''", 1)[1])
+    spec = importlib.util.spec_from_file_location("emitted", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    signature = ast.literal_eval(re.search(r"'signature': (\{.*?\})", meta)[1])  # type: ignore[index]
+    constants = ast.literal_eval(re.search(r"'constants': (\{.*?\})", meta)[1])  # type: ignore[index]
+    parameters = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+    assert constants["BITS"] == 2 and constants["STOCHASTIC"]
+    assert compile_kernel(module.encode, parameters, constants, 90, 4)[:4] == b"\x7fELF"
+
+
+@pytest.mark.slow
+def test_a_stochastic_encode_in_aten_is_several_kernels_and_more_bytes() -> None:
+    """The count that `pick_lowering` goes by."""
+    with FakeTensorMode():
+        joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
+    options = Options(bits=2, operand_bits=2, disable_passes=INLINED)
+    without = replace(options, disable_passes=(*INLINED, "pick_lowering"))
+    kernel, aten = (count_row("gelu", joint, ActcompPartitioner(chosen)) for chosen in (options, without))
+    assert kernel.encoded == aten.encoded == 1
+    assert kernel.forward.ours == kernel.forward.ours_alone == 1 < aten.forward.ours
+    hidden = 2 * ROWS * WIDTH * BF16
+    assert kernel.forward.ours_alone_nbytes == hidden + kernel.saved_nbytes
+    assert aten.forward.nbytes > kernel.forward.nbytes

@@ -11,11 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from fxcompress import codecs, compat
+from fxcompress import codecs, compat, pipeline
 from fxcompress.codecs import lowering
 from fxcompress.codecs.affine import Affine, kernel
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.groups import LARGEST
+from fxcompress.options import Options
+from fxcompress.testing_graphs import capture, run
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CODECS = [
@@ -167,3 +169,25 @@ def test_traced_graphs_compute_what_they_were_traced_from(codec: Codec, dtype: t
     for one, two in zip(parts, codec.encode(x, 77), strict=True):
         assert same(one, two)
     assert same(decode(*parts)[0], codec.decode(parts, 128, dtype))
+
+
+def test_a_rewritten_pair_computes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        for weight in weights:
+            x = torch.nn.functional.gelu(x @ weight)
+        return x
+
+    torch.manual_seed(0)
+    pair = capture(function, [torch.randn(32, 64, requires_grad=True), *(torch.randn(64, 64) / 8 for _ in range(2))])
+    options = Options(min_bytes=64, bits=4, operand_bits=4, rounding="stochastic", disable_passes=("outline",))
+    ran = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(lowering, "wanted", lambda _, on_gpu=on_gpu: on_gpu)
+        copy = pair.copy()
+        pipeline.run(copy.fw, copy.bw, options)
+        assert bool(compat.triton_nodes(copy.fw.graph)) == on_gpu
+        ran.append(run(copy))
+    aten, kernels = ran
+    assert len(kernels.saved) == len(aten.saved) > 2
+    assert all(same(one, two) for one, two in zip(kernels.saved, aten.saved, strict=True))
+    assert all(same(one, two) for one, two in zip(kernels.gradients, aten.gradients, strict=True) if one is not None)
