@@ -4,20 +4,20 @@ The model is built and run on fake tensors, through Dynamo, AOTAutograd and Indu
 partitioned graphs, so that what `explain` shows is what the backend does.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from fxcompress import compat, ledger
 from fxcompress.errors import FxcompressError
 from fxcompress.options import Options
-from fxcompress.partition import ActcompPartitioner
 from fxcompress.plan import GraphPlan, Plan
+from fxcompress.watch import interpreting, partitioner_for, run_once
 
 if TYPE_CHECKING:
     from fxcompress.inputs import InputSpec
@@ -59,18 +59,15 @@ def explain(
 
 
 def _capture(case: Case, options: Options, plans: list[GraphPlan]) -> None:
-    module, args, kwargs = case
-    torch._dynamo.reset()
-    # What was traced before in this process must not make sizes symbolic here.
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        torch.compile(module, backend=planning_backend(options, plans))(*args, **kwargs)
+    run_once(*case, planning_backend(options, plans))
 
 
 def materialize(
     module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
 ) -> Case:
-    """Call the factory and make its inputs."""
-    built = module_factory()
+    """Call the factory and make its inputs; under a mode, initializations that read values are left out."""
+    with compat.truncated_init_without_reading() if mode else contextlib.nullcontext():
+        built = module_factory()
     module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
     if inputs:
         args = tuple(spec.make(fake=mode) for spec in inputs)
@@ -90,12 +87,11 @@ def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:
 def planning_backend(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
     """A backend that partitions and plans, and then interprets the graphs."""
 
+    interpret = interpreting(partitioner_for(options, options.inner), options.inner)
+
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Mapping[str, Any]) -> Callable[..., Any]:
         before = len(ledger.reports())
-        if options.inner == "aot_eager":
-            run = compat.compile_with_aot_eager(gm, example_inputs, ActcompPartitioner(options, decompose=False))
-        else:
-            run = compat.partition_with_inductor(gm, example_inputs, ActcompPartitioner(options))
+        run: Callable[..., Any] = interpret(gm, example_inputs)
         plans.extend(ledger.reports()[before:])
         return run
 
