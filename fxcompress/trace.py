@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fxcompress.inputs import InputSpec
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -40,26 +41,30 @@ def explain(
     Raises:
         FxcompressError: the model saves nothing for backward.
     """
-    options = dataclasses.replace(options or Options(), save_plan=None)
-    plans: list[GraphPlan] = []
-    try:
-        with FakeTensorMode() as mode:
-            case = materialize(module_factory, inputs, mode)
-            _capture(case, options, plans)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
-        plans.clear()
-        _capture(materialize(module_factory, inputs, None), options, plans)
+    chosen = dataclasses.replace(options or Options(), save_plan=None)
+
+    def capture(case: Case) -> list[GraphPlan]:
+        plans: list[GraphPlan] = []
+        run_once(*case, planning_backend(chosen, plans))
+        return plans
+
+    plans = on_fake_tensors(module_factory, inputs, capture)
     if not plans:
         raise FxcompressError(
             "no graph saves anything for backward: the model ran without gradients, or graphs are compiled unchanged "
             f"({'; '.join(ledger.unchanged()) or 'no warning'})"
         )
-    return ledger.make_plan(plans, options)
+    return ledger.make_plan(plans, chosen)
 
 
-def _capture(case: Case, options: Options, plans: list[GraphPlan]) -> None:
-    run_once(*case, planning_backend(options, plans))
+def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["InputSpec"], use: Callable[[Case], T]) -> T:
+    """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
+    try:
+        with FakeTensorMode() as mode:
+            return use(materialize(module_factory, inputs, mode))
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
+        return use(materialize(module_factory, inputs, None))
 
 
 def materialize(
