@@ -26,7 +26,8 @@ def list_graph(gm: fx.GraphModule, notes: Mapping[str, str]) -> tuple[Line, ...]
     """
     codecs = find_codec_nodes(gm.graph)
     lines: list[Line] = []
-    for is_codec, run in groupby(gm.graph.nodes, codecs.__contains__):
+    # The iterator of graph.nodes starts anew after its end, which groupby asks it for.
+    for is_codec, run in groupby(list(gm.graph.nodes), codecs.__contains__):
         nodes = list(run)
         lines += [_codec_line(nodes)] if is_codec else _lines(nodes, notes)
     return tuple(lines)

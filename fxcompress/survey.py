@@ -13,6 +13,7 @@ from torch import fx
 
 from fxcompress import costs, ledger
 from fxcompress.errors import BudgetError, FxcompressError, OptionError
+from fxcompress.facts import CALLER_HELD
 from fxcompress.footprint import GraphNeed, need_of, stacked_peak
 from fxcompress.inputs import InputSpec
 from fxcompress.list_graph import list_graph
@@ -86,7 +87,7 @@ def survey(
                 ours.plans, plain.timelines, ours.timelines, ours.listings, strict=True
             )
         ]
-        return Survey(target, ledger.make_plan(ours.plans, given), tuple(views), tuple(points))
+        return Survey(target, ledger.make_plan(ours.plans, given), tuple(views), (points[0], *_merged(points[1:])))
 
     return on_fake_tensors(module_factory, inputs, look)
 
@@ -133,12 +134,27 @@ def _point(label: str, kind: Kind, step: _Step, plain: _Step) -> Point:
     return Point(
         label,
         kind,
-        peak_bytes=stacked_peak(step.needs),
+        peak_bytes=_peak_bytes(step.needs),
         saved_bytes=sum(need.saved_bytes for need in step.needs),
         extra_s=step.repeated_s - plain.repeated_s + _code_s(step.plans, step.rates),
         step_s=plain.step_s,
         stored_error=_stored_error(step.plans),
     )
+
+
+def _merged(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Settings that come to the same numbers as one point, under the labels of all."""
+    groups: dict[Point, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point if point.failure else replace(point, label="", kind="plain"), []).append(point)
+    return tuple(replace(group[0], label=" = ".join(point.label for point in group)) for group in groups.values())
+
+
+def _peak_bytes(needs: Sequence[GraphNeed]) -> int:
+    """Of one graph as its plan and its timeline state it; of several, each on top of what the earlier ones leave."""
+    if len(needs) == 1:
+        return max(needs[0].forward_peak_bytes, needs[0].backward_peak_bytes)
+    return stacked_peak(needs)
 
 
 def _settings(given: Options) -> Iterator[tuple[str, Kind, Options]]:
@@ -188,7 +204,9 @@ def _stored_error(plans: Sequence[GraphPlan]) -> float:
 def _notes(decisions: Sequence[Decision]) -> dict[str, str]:
     notes = {}
     for decision, before, after in counted(decisions):
-        if decision.codec == KEEP:
+        if decision.tensor.refusal in CALLER_HELD:
+            notes[decision.tensor.name] = "read by the backward, held by the caller anyway"
+        elif decision.codec == KEEP:
             notes[decision.tensor.name] = f"saved as it is: {decision.reason}"
         elif decision.codec != SHARED:
             sizes = f"{human_bytes(before)} → {human_bytes(after)}"

@@ -53,17 +53,19 @@ def _lives(gm: fx.GraphModule, half: Half, offset: int) -> Lives:
     nodes = {node.name: node for node in gm.graph.nodes}
     end = offset + len(half.steps) - 1
     last = {key: i for i, step in enumerate(half.steps, offset) for key in (*step.read, *dict(step.made))}
-    names = {storage_key(node): node.name for node in reversed(placeholders(gm))}
+    owners = {storage_key(node): node for node in reversed(gm.graph.nodes)}
     lives: Lives = {}
 
-    def begin(key: Buffer, nbytes: int, name: str, first: int) -> None:
+    def begin(key: Buffer, nbytes: int, maker: str, first: int) -> None:
         until = end if key in half.kept else last.get(key, end)
-        node = nodes[name]
-        lives[key] = Life(name, layer_of(node), source_of(node), nbytes, first, until, saved=False)
+        node = owners.get(key) or nodes[maker]
+        # What a codec makes belongs to no layer; it is read for one.
+        place = next((place for place in (node, *node.users) if layer_of(place)), node)
+        lives[key] = Life(node.name, layer_of(place), source_of(place), nbytes, first, until, saved=False)
 
     for key, nbytes in half.given.items():
         if key not in half.uncounted:
-            begin(key, nbytes, names[key], offset)
+            begin(key, nbytes, "", offset)
     for i, step in enumerate(half.steps, offset):
         made = [(key, size) for key, size in step.made if key not in half.uncounted and key not in lives]
         dying = {

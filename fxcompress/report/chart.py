@@ -3,17 +3,19 @@
 Colours are CSS classes of the page (`report/style.py`); what a colour says, a dash or a shape says too.
 """
 
+import math
 from collections.abc import Sequence
 from html import escape
 
 from fxcompress.report.data import Kind, Point
-from fxcompress.report.text import human_bytes
+from fxcompress.report.text import human_bytes, printable
 from fxcompress.timeline import Timeline
 
 WIDTH, HEIGHT = 960, 320
 LEFT, RIGHT, TOP, BOTTOM = 84, 16, 34, 44
 PIXELS = WIDTH - LEFT - RIGHT
 TICKS = 5
+"""Grid lines at most, besides the axis."""
 MARKS: dict[Kind, str] = {"plain": "square", "given": "star", "width": "circle", "budget": "diamond"}
 
 
@@ -53,10 +55,7 @@ def draw_points(points: Sequence[Point]) -> str:
             "Each mark is one setting; the table below has the same numbers. Further left and lower is better.",
         ),
         *_share_axis(low, high),
-        *(
-            _label(LEFT + PIXELS * i / TICKS, HEIGHT - 24, human_bytes(round(right * i / TICKS)))
-            for i in range(TICKS + 1)
-        ),
+        *_peak_axis(right),
         _label(LEFT + PIXELS / 2, HEIGHT - 6, "predicted peak"),
     ]
     for number, point in enumerate(points, 1):
@@ -64,6 +63,12 @@ def draw_points(points: Sequence[Point]) -> str:
             x = LEFT + PIXELS * point.peak_bytes / right
             parts.append(_mark(x, _y(point.extra_share - low, high - low), point, number))
     return "\n".join([*parts, "</svg>"])
+
+
+def _peak_axis(right: float) -> list[str]:
+    step = 2 ** max(math.ceil(math.log2(max(right, 1) / TICKS)), 0)
+    sizes = range(0, int(right) + 1, step)
+    return [_label(LEFT + PIXELS * size / right, HEIGHT - 24, human_bytes(size)) for size in sizes]
 
 
 def mark_symbol(kind: Kind) -> str:
@@ -81,22 +86,23 @@ def _y(value: float, top: float) -> float:
 
 
 def _y_axis(top: int) -> list[str]:
-    parts = []
-    for i in range(TICKS + 1):
-        y = _y(i, TICKS)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(_label(LEFT - 8, y + 4, human_bytes(round(top * i / TICKS)), "end"))
-    return parts
+    step = 2 ** max(math.ceil(math.log2(top / TICKS)), 0)
+    return [part for size in range(0, top + 1, step) for part in _grid_line(_y(size, top), human_bytes(size))]
 
 
 def _share_axis(low: float, high: float) -> list[str]:
-    parts = []
-    for i in range(TICKS + 1):
-        y = _y(i, TICKS)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(_label(LEFT - 8, y + 4, f"{low + (high - low) * i / TICKS:+.1%}", "end"))
-    parts.append(_label(LEFT - 8, TOP - 18, "extra time", "end"))
-    return parts
+    """Grid lines at multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    ticks = range(math.ceil(low / step), math.floor(high / step) + 1)
+    lines = [part for i in ticks for part in _grid_line(_y(i * step - low, high - low), f"{100 * i * step:+.3g} %")]
+    return [*lines, _label(LEFT - 8, TOP - 18, "extra time", "end")]
+
+
+def _grid_line(y: float, text: str) -> list[str]:
+    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+    return [line, _label(LEFT - 8, y + 4, text, "end")]
 
 
 def _label(x: float, y: float, text: str, anchor: str = "middle", style: str = "") -> str:
@@ -130,12 +136,13 @@ def _peak(timeline: Timeline, top: int, style: str) -> str:
     x, y = _x(timeline, timeline.peak), _y(timeline.peak_bytes, top)
     moment = timeline.moments[timeline.peak]
     anchor = "start" if x < WIDTH * 0.7 else "end"
-    dot = f'<circle class="dot {style}" cx="{round(x, 1)}" cy="{y}" r="4"><title>{escape(moment.name)}</title></circle>'
+    title = f"<title>{escape(printable(moment.name))}</title>"
+    dot = f'<circle class="dot {style}" cx="{round(x, 1)}" cy="{y}" r="4">{title}</circle>'
     return dot + _label(x, y - 9, human_bytes(timeline.peak_bytes), anchor, f"peak {style}")
 
 
 def _mark(x: float, y: float, point: Point, number: int) -> str:
-    title = f"{point.label}: {human_bytes(point.peak_bytes)}, {point.extra_share:+.1%} time"
+    title = f"{printable(point.label)}: {human_bytes(point.peak_bytes)}, {point.extra_share:+.1%} time"
     text = f'<text class="number" x="10" y="-8">{number}</text>'
     return f'<g transform="translate({round(x, 1)} {y})"><title>{escape(title)}</title>{_shape(point.kind)}{text}</g>'
 

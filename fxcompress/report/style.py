@@ -51,7 +51,6 @@ details{margin:.75rem 0}summary{cursor:pointer;font-weight:600;padding:.25rem 0}
 .listing li::before{content:counter(line);display:inline-block;width:4ch;margin-right:1.5ch;text-align:right;
  color:var(--muted)}
 .listing .note{color:var(--note)}.listing .where{color:var(--muted)}.listing .codec{color:var(--ours)}
-@media print{details>*{display:block}}
 """
 
 
