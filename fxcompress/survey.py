@@ -161,7 +161,9 @@ def _settings(given: Options) -> Iterator[tuple[str, Kind, Options]]:
     """Settings worth comparing with the options given, those equal to them left out."""
     if given.plan is not None:
         return
-    candidates: list[tuple[str, Kind, dict[str, object]]] = [("exact", "width", {"lossy": False, "budget": None})]
+    candidates: list[tuple[str, Kind, dict[str, object]]] = [
+        ("exact", "width", {"lossy": False, "rules": (), "budget": None})
+    ]
     candidates += [
         (f"{bits}/{operand} bits", "width", {"bits": bits, "operand_bits": operand, "budget": None})
         for bits, operand in WIDTHS

@@ -13,10 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxcompress.batch import batch_maker, with_leading_size
 from fxcompress.cli import main
+from fxcompress.cli.maxbatch import OPTIMIZERS
+from fxcompress.cli.maxbatch import VARIANTS as CHOICES
 from fxcompress.errors import FxcompressError, OptionError
 from fxcompress.footprint import STATES, GraphNeed, footprint_of, stacked_peak, storage_bytes
 from fxcompress.inputs import InputSpec, parse_input
-from fxcompress.maxbatch import MaxBatch, max_batch
+from fxcompress.maxbatch import VARIANTS, MaxBatch, max_batch
 from fxcompress.options import Options
 from fxcompress.testing_graphs import capture_module, measure
 
@@ -221,6 +223,11 @@ def test_an_error_of_the_model_names_the_batch() -> None:
     with pytest.raises(Exception) as caught:
         found(10**6, lambda: (Mlp(), (torch.randn(4, WIDTH + 1),)))
     assert any("batch size 4" in note for note in caught.value.__notes__)
+
+
+def test_the_command_knows_what_the_search_knows() -> None:
+    """It states the names itself, so that its help needs no torch."""
+    assert OPTIMIZERS == tuple(STATES) and CHOICES == VARIANTS
 
 
 @pytest.mark.parametrize("text, shape", [("f32[B,3]", (5, 3)), ("f32[ 4*B , B]", (20, 5)), ("i64[2 * B]<7", (10,))])

@@ -120,3 +120,17 @@ def test_equal_tensors_stored_by_a_codec_with_operators_of_several_results() -> 
     tuples = [n.meta["val"] for n in result.fw.graph.nodes if isinstance(n.meta.get("val"), tuple)]
     storages = [item.untyped_storage()._cdata for val in tuples for item in val]
     assert len(tuples) == len(stored) and len(set(storages)) == len(storages)
+
+
+def test_views_that_are_no_longer_saved_are_gone() -> None:
+    """In generated code a view without a reader keeps its storage alive until the forward returns."""
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(x.sin().transpose(1, 2), w).sum()
+
+    shapes = ((4, 64, 64), (4, 64, 32))
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    pair = capture(function, inputs, "default")
+    pipeline.run(pair.fw, pair.bw, Options(inner="aot_eager", min_bytes=64), num_fwd_outputs=pair.num_fwd_outputs)
+    unread = [node for node in pair.fw.graph.nodes if node.op == "call_function" and not node.users]
+    assert not unread
