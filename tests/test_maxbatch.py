@@ -227,7 +227,7 @@ def test_an_error_of_the_model_names_the_batch() -> None:
 
 def test_the_command_knows_what_the_search_knows() -> None:
     """It states the names itself, so that its help needs no torch."""
-    assert OPTIMIZERS == tuple(STATES) and CHOICES == VARIANTS
+    assert tuple(STATES) == OPTIMIZERS and CHOICES == VARIANTS
 
 
 @pytest.mark.parametrize("text, shape", [("f32[B,3]", (5, 3)), ("f32[ 4*B , B]", (20, 5)), ("i64[2 * B]<7", (10,))])
