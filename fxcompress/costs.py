@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.alias import hint, nbytes_of
+from fxcompress.passes.find_codec_nodes import find_codec_nodes
 from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 
 
@@ -65,9 +66,26 @@ def recompute_s(node: fx.Node, rates: Rates) -> float:
 
 def step_s(*graphs: fx.GraphModule) -> float:
     """Seconds to run every node of these graphs once."""
-    nodes = [node for gm in graphs for node in gm.graph.nodes]
-    device = next((val.device for node in nodes for val in _tensors(node.meta.get("val"))), torch.device("cpu"))
-    return sum(recompute_s(node, rates_of(device)) for node in nodes)
+    rates = rates_of(device_of(*graphs))
+    return sum(recompute_s(node, rates) for gm in graphs for node in gm.graph.nodes)
+
+
+def device_of(*graphs: fx.GraphModule) -> torch.device:
+    """The device of the first tensor in these graphs."""
+    vals = (val for gm in graphs for node in gm.graph.nodes for val in _tensors(node.meta.get("val")))
+    return next((val.device for val in vals), torch.device("cpu"))
+
+
+def repeated_s(fw: fx.GraphModule, bw: fx.GraphModule) -> float:
+    """Seconds that a backward spends on computing once more what its forward has computed, codecs left out.
+
+    PyTorch gives what it computes twice the same name in both graphs.
+    """
+    codecs = find_codec_nodes(bw.graph)
+    computed = {node.name for node in fw.graph.nodes if node.op == "call_function"}
+    again = [node for node in bw.graph.nodes if node.op == "call_function" and node.name in computed]
+    rates = rates_of(device_of(fw, bw))
+    return sum(recompute_s(node, rates) for node in again if node not in codecs)
 
 
 def code_s(nbytes: int, packed_bytes: int, stochastic: bool, rates: Rates) -> float:

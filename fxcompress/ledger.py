@@ -6,6 +6,7 @@ the captured graph and the partitioner's hash, and read back on a hit.
 
 import contextlib
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,8 @@ def make_plan(graphs: Sequence[GraphPlan], options: Options) -> Plan:
         for k, v in options.to_dict().items()
         if isinstance(v, (int, float, str, bool)) and k not in ("plan", "save_plan")
     }
+    if options.rules:
+        shown["rules"] = json.dumps(options.to_dict()["rules"], sort_keys=True, separators=(",", ":"))
     return Plan(tuple(graphs), tuple(sorted(shown.items())), __version__, str(torch.__version__))
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NoReturn
 
+from fxcompress.errors import OptionError, nearest
+from fxcompress.precision import KEYS, NAMES, PrecisionRule
+
 INNER = ("inductor", "aot_eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
@@ -171,12 +174,56 @@ def _nested() -> NoReturn:
     raise ValueError("a value that is neither plain nor a list of plain values")
 
 
+def _parse_rules(value: object) -> object:
+    rules = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(rules, list | tuple):
+        raise ValueError(value)
+    return tuple(_parse_precision(rule, number) for number, rule in enumerate(rules, 1))
+
+
+def _parse_precision(value: object, number: int) -> PrecisionRule:
+    """One precision rule from its table; its errors say which rule and which entry."""
+    table = value.to_dict() if isinstance(value, PrecisionRule) else value
+    if not isinstance(table, Mapping):
+        raise OptionError(f"rule {number}: found {value!r:.80}, allowed: a table of keys and settings")
+    clean: dict[str, object] = {}
+    for name, entry in table.items():
+        if name not in NAMES:
+            raise OptionError(f"rule {number}: unknown entry {name!r}: {nearest(str(name), NAMES)}")
+        rule = _PRECISION.get(name) or RULES[name]
+        try:
+            clean[name] = rule.parse(entry)
+        except ValueError:
+            raise OptionError(f"rule {number}, {name!r}: found {entry!r:.80}, allowed: {rule.allowed}") from None
+    made = PrecisionRule(**clean)  # type: ignore[arg-type]
+    settings = made.settings()
+    if not settings:
+        raise OptionError(f"rule {number}: it sets nothing; set one of {', '.join(NAMES[len(KEYS) :])}")
+    if made.keep and len(settings) > 1:
+        raise OptionError(f"rule {number}: keep=true and {list(settings)[1]!r} conflict: what is kept has no codec")
+    return made
+
+
+def _parse_pattern(value: object) -> object:
+    if not isinstance(value, str) or not value:
+        raise ValueError(value)
+    return value
+
+
 def _patches_from_text(text: str) -> object:
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError(text) from None
 
+
+_PATTERN = Rule("a pattern such as '*.mlp*'", _parse_pattern, str)
+_PRECISION: dict[str, Rule] = {
+    **dict.fromkeys(("layer", "op", "dtype"), _PATTERN),
+    **dict.fromkeys(("min_elements", "max_elements"), _integer(0, 2**63 - 1, "an integer ≥ 0")),
+    "keep": Rule("True or False", _parse_flag, _flag_from_text),
+}
+"""What the entries of a precision rule accept, where they are no options."""
 
 RULES: dict[str, Rule] = {
     "bits": _widths(1, 2, 4, 8),
@@ -191,6 +238,7 @@ RULES: dict[str, Rule] = {
     "loss_chunks": Rule(
         '"auto", 0 (off) or a number in 2..1024', _parse_chunks, lambda text: text if text == "auto" else int(text)
     ),
+    "rules": Rule("a list of tables with keys and settings", _parse_rules, _patches_from_text),
     "min_bytes": Rule('a byte count such as 16384, "16KiB" or "1.5MB"', parse_bytes, str),
     "seed": _integer(0, 2**63 - 1, "an integer in 0..2^63-1"),
     "inner": _one_of(INNER),

@@ -6,23 +6,25 @@ of the layer that names it. An `Options` that exists is valid.
 """
 
 import difflib
+import functools
 import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import NoReturn
 
 from fxcompress import presets
 from fxcompress.errors import OptionError, nearest
 from fxcompress.option_rules import RULES, Rule
 from fxcompress.option_rules import parse_bytes as parse_bytes
+from fxcompress.precision import PrecisionRule
 
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
 DECIDED_BY_PLAN = (
-    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "loss_chunks",
-    "min_bytes",
+    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "rules",
+    "loss_chunks", "min_bytes",
 )  # fmt: skip
 """Options that a replayed plan has already answered."""
 
@@ -53,6 +55,9 @@ class Options:
     is kept, recomputed and encoded is then chosen together, at no fewer bits than the other options say."""
     lossy: bool = True
     """False: exact codecs only."""
+    rules: tuple[PrecisionRule, ...] = ()
+    """Precision rules, the first that matches a saved tensor wins; given as a list of dicts, or `[[rule]]` in TOML.
+    Under a budget they say the least, as the widths do: tensors may be kept, or take 8 bits."""
     loss_chunks: int | str = "auto"
     """In how many chunks of tokens logits, their loss and their gradient are computed: auto, 0 (off), or a number."""
     min_bytes: int = 16384
@@ -84,7 +89,9 @@ class Options:
     def to_dict(self) -> dict[str, object]:
         """All options by name, JSON-able; `from_mapping` takes it back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "inductor": self.inductor_patches(), "disable_passes": list(self.disable_passes)}
+        rules = [rule.to_dict() for rule in self.rules]
+        patches = self.inductor_patches()
+        return {**values, "rules": rules, "inductor": patches, "disable_passes": list(self.disable_passes)}
 
     def inductor_patches(self) -> dict[str, object]:
         """The Inductor config patches as `compile_fx(config_patches=…)` takes them."""
@@ -125,6 +132,22 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
     return Options(**values)  # type: ignore[arg-type]
 
 
+@functools.lru_cache
+def under_rule(options: Options, rule: PrecisionRule) -> Options:
+    """The options that hold for what a precision rule matches; a new codec drops what only the other one takes."""
+    changes: dict[str, object] = {name: value for name, value in rule.settings().items() if name != "keep"}
+    if rule.bits is not None:
+        changes["operand_bits"] = max(rule.bits, 2)
+    if rule.codec is not None:
+        dropped = _TAKEN_BY_OTHERS.get(rule.codec, ("error_bound", "adaptive"))
+        changes = {**{name: DEFAULTS[name] for name in dropped}, **changes}
+    return replace(options, rules=(), plan=None, budget=None, **changes)  # type: ignore[arg-type]
+
+
+_TAKEN_BY_OTHERS = {"bounded": ("rounding",), "float8": ("bits", "operand_bits", "error_bound", "adaptive")}
+"""By codec, the options that conflict with it; any other has no error bound."""
+
+
 def value_from_text(name: str, text: str, origin: str = "option") -> object:
     """Read the value of option `name` from a command line or an environment variable."""
     if name == presets.NAME:
@@ -154,6 +177,8 @@ def _parsed(name: str, rule: Rule, value: object, where: str) -> object:
         return rule.parse(value)
     except ValueError:
         _refuse(name, rule, value, where)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from None
 
 
 def _refuse(name: str, rule: Rule, value: object, where: str) -> NoReturn:
@@ -181,6 +206,11 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError("options 'codec' and 'rounding' conflict: bounded always rounds to nearest; drop one")
         if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
+    for number, rule in enumerate(options.rules, 1):
+        try:
+            under_rule(options, rule)
+        except OptionError as error:
+            raise OptionError(f"option 'rules': rule {number} ({rule}): {error}") from None
     if "custom_partitioner_fn" in dict(options.inductor):
         raise OptionError("option 'inductor': 'custom_partitioner_fn' is the seat of fxcompress itself; leave it out")
 
@@ -207,9 +237,13 @@ def _read_config(path: str) -> dict[str, object]:
             content = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{CONFIG_VARIABLE}={path}: cannot be read as TOML: {error}") from error
-    stray = [key for key in content if key != "options"]
+    stray = [key for key in content if key not in ("options", "rule")]
     table = content.get("options", {})
     if stray or not isinstance(table, dict):
         found = f"found {stray[0]!r}" if stray else f"found options = {table!r}"
-        raise OptionError(f"{path}: {found}; a configuration file has one table, [options]")
-    return table
+        raise OptionError(f"{path}: {found}; a configuration file has one table, [options], and any number of [[rule]]")
+    if "rule" not in content:
+        return table
+    if "rules" in table:
+        raise OptionError(f"{path}: rules are given twice, as [[rule]] and in [options]; drop one")
+    return {**table, "rules": content["rule"]}

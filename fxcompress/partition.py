@@ -19,14 +19,11 @@ from torch import fx
 from fxcompress import compat, ledger, pipeline, plan_io
 from fxcompress.cut_to_budget import Cutter, Rewriter, cut_to_budget
 from fxcompress.errors import UnsupportedGraphError
-from fxcompress.facts import Peak
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
-from fxcompress.passes.cut_within import saved_nbytes
-from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.liveness import Machine, find_peak
+from fxcompress.plain_cut import plain_step, torch_cut
 from fxcompress.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -134,45 +131,23 @@ def _compress(
     """Cut and rewrite; the first of the cuts that a budget allows whose rewritten pair keeps it."""
     rewriting = functools.partial(_rewritten, options, plan, num_fwd_outputs, static_indices, decompose)
     decided = pipeline.decided(plan, options)
-    whole = _whole(cut, options, num_fwd_outputs) if loss.extra else None
+    whole = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
     cutter: Cutter = functools.partial(cut_chunked, loss, cut) if loss.extra else cut
     if decided.budget is None:
         result = _cut_by_pytorch(cutter, rewriting)
     else:
-        plain_peak_bytes = whole[1].peak_bytes if whole else None
+        plain_peak_bytes = whole.peak.peak_bytes if whole else None
         result = cut_to_budget(cutter, rewriting, decided, num_fwd_outputs + loss.extra, plain_peak_bytes)
     made = dataclasses.replace(result.plan, loss=loss.decision)
     if whole:
-        made = dataclasses.replace(made, plain_saved_bytes=whole[0], peak_before=whole[1])
+        made = dataclasses.replace(made, plain_saved_bytes=whole.saved_bytes, peak_before=whole.peak)
     ledger.record(made, options)
     compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([made], options)))
     return result.fw, result.bw
 
 
-def _whole(cut: Cutter, options: Options, num_fwd_outputs: int) -> tuple[int, Peak]:
-    """What PyTorch's own cut of the graph with whole logits saves, in bytes, and its predicted peak."""
-    (fw, bw), plain = _torch_cut(cut, rebuild_more=False)
-    fused = options.inner == "inductor"
-    machine = Machine(fused, fused and bool(find_channels_last(fw)))
-    return plain or 0, find_peak(fw, bw, num_fwd_outputs, machine)
-
-
 def _cut_by_pytorch(cut: Cutter, rewriting: Rewriter) -> pipeline.Result:
-    return rewriting(*_torch_cut(cut, rebuild_more=True), None)
-
-
-def _torch_cut(cut: Cutter, *, rebuild_more: bool) -> tuple[compat.Partition, int | None]:
-    """PyTorch's cut, and the bytes that its default one saves; None if it did not ask what to save."""
-    plain: list[int] = []
-
-    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-        default = torch_choice(False)
-        plain.append(saved_nbytes(default))
-        return torch_choice(True) if rebuild_more else default
-
-    with compat.choosing_saved_values(choose):
-        pair = cut(rebuild_more=rebuild_more)
-    return pair, plain[0] if plain else None
+    return rewriting(*torch_cut(cut, rebuild_more=True), None)
 
 
 def _rewritten(

@@ -9,7 +9,8 @@ Each step is one pass of `fxcompress.passes`; the log says how long each took.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fit_budget import fit_budget
@@ -141,6 +143,8 @@ def run(
             found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
         ),
     )
+    for text in find_unmatched(found.storages, options) if stored is None else ():
+        warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
     if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
         choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
@@ -200,8 +204,10 @@ def _prepare(
     """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
     if "rebuild_weights" not in options.disable_passes:
         rebuild_weights(fw, bw, set(parameters), count)
-    lossy = _lossy_names(found.saved, options, stored)
-    answering = lossy & _zero_exact(found.saved) if keeps_zeros(options) else set()
+    rules = find_rules(found.storages, options)
+    lossy = _lossy_names(found.saved, rules, stored)
+    zero_keeping = {tensor.name for tensor in found.saved if keeps_zeros(rules[tensor.storage].options)}
+    answering = lossy & _zero_exact(found.saved) & zero_keeping
     return dict(save_predicates(fw, bw, lossy, answering, count).exact_only)
 
 
@@ -219,9 +225,10 @@ def decided(plan: Plan | None, options: Options) -> Options:
     return replace(options, plan=None, **made) if made else options  # type: ignore[arg-type]
 
 
-def _lossy_names(saved: Sequence[SavedTensor], options: Options, stored: GraphPlan | None) -> set[str]:
+def _lossy_names(saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], stored: GraphPlan | None) -> set[str]:
     finite = {t.name for t in saved if t.values and not t.values.startswith("≥")}
-    names = {t.name for t in saved if options.lossy and lossy_need(t.need) and not t.refusal and t.name not in finite}
+    allowed = {t.name for t in saved if rules[t.storage].options.lossy and not rules[t.storage].keep}
+    names = {t.name for t in saved if lossy_need(t.need) and not t.refusal and t.name not in finite} & allowed
     exact = {"valueset", KEEP, SHARED}
     return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
 

@@ -4,25 +4,26 @@ The model is built and run on fake tensors, through Dynamo, AOTAutograd and Indu
 partitioned graphs, so that what `explain` shows is what the backend does.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from fxcompress import compat, ledger
 from fxcompress.errors import FxcompressError
 from fxcompress.options import Options
-from fxcompress.partition import ActcompPartitioner
 from fxcompress.plan import GraphPlan, Plan
+from fxcompress.watch import interpreting, partitioner_for, run_once
 
 if TYPE_CHECKING:
     from fxcompress.inputs import InputSpec
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -40,37 +41,38 @@ def explain(
     Raises:
         FxcompressError: the model saves nothing for backward.
     """
-    options = dataclasses.replace(options or Options(), save_plan=None)
-    plans: list[GraphPlan] = []
-    try:
-        with FakeTensorMode() as mode:
-            case = materialize(module_factory, inputs, mode)
-            _capture(case, options, plans)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
-        plans.clear()
-        _capture(materialize(module_factory, inputs, None), options, plans)
+    chosen = dataclasses.replace(options or Options(), save_plan=None)
+
+    def capture(case: Case) -> list[GraphPlan]:
+        plans: list[GraphPlan] = []
+        run_once(*case, planning_backend(chosen, plans))
+        return plans
+
+    plans = on_fake_tensors(module_factory, inputs, capture)
     if not plans:
         raise FxcompressError(
             "no graph saves anything for backward: the model ran without gradients, or graphs are compiled unchanged "
             f"({'; '.join(ledger.unchanged()) or 'no warning'})"
         )
-    return ledger.make_plan(plans, options)
+    return ledger.make_plan(plans, chosen)
 
 
-def _capture(case: Case, options: Options, plans: list[GraphPlan]) -> None:
-    module, args, kwargs = case
-    torch._dynamo.reset()
-    # What was traced before in this process must not make sizes symbolic here.
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        torch.compile(module, backend=planning_backend(options, plans))(*args, **kwargs)
+def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["InputSpec"], use: Callable[[Case], T]) -> T:
+    """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
+    try:
+        with FakeTensorMode() as mode:
+            return use(materialize(module_factory, inputs, mode))
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
+        return use(materialize(module_factory, inputs, None))
 
 
 def materialize(
     module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
 ) -> Case:
-    """Call the factory and make its inputs."""
-    built = module_factory()
+    """Call the factory and make its inputs; under a mode, initializations that read values are left out."""
+    with compat.truncated_init_without_reading() if mode else contextlib.nullcontext():
+        built = module_factory()
     module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
     if inputs:
         args = tuple(spec.make(fake=mode) for spec in inputs)
@@ -90,12 +92,11 @@ def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:
 def planning_backend(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
     """A backend that partitions and plans, and then interprets the graphs."""
 
+    interpret = interpreting(partitioner_for(options, options.inner), options.inner)
+
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Mapping[str, Any]) -> Callable[..., Any]:
         before = len(ledger.reports())
-        if options.inner == "aot_eager":
-            run = compat.compile_with_aot_eager(gm, example_inputs, ActcompPartitioner(options, decompose=False))
-        else:
-            run = compat.partition_with_inductor(gm, example_inputs, ActcompPartitioner(options))
+        run: Callable[..., Any] = interpret(gm, example_inputs)
         plans.extend(ledger.reports()[before:])
         return run
 

@@ -19,6 +19,7 @@ from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_channels_last import channels_last_order
+from fxcompress.passes.find_rules import Ruled, find_rules
 from fxcompress.passes.pick_codec import pick_codec
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import ATEN, KEEP, Decision, Param
@@ -114,10 +115,11 @@ def choose(
     facts = {tensor.name: tensor for tensor in saved}
     decisions: dict[str, Decision] = {}
     encodings: list[Encoding] = []
+    rules = find_rules(storages, options)
     for storage in storages:
         members = [facts[pair.bw.name] for pair in storage.members]
         if given is None:
-            encoding, reason = _encode(storage, members, values, options, exact_only, channels_last)
+            encoding, reason = _encode(storage, members, values, rules[storage.root.name], exact_only, channels_last)
         else:
             encoding, reason = _follow(storage, given[members[0].name], channels_last)
             if encoding is not None:
@@ -135,13 +137,26 @@ def _encode(
     storage: Storage,
     members: list[SavedTensor],
     values: Known,
+    ruled: Ruled,
+    exact_only: Mapping[str, str],
+    channels_last: Set[str],
+) -> tuple[Encoding | None, str]:
+    """How the rule or the options would store a storage, and why."""
+    refusal = next((member.refusal for member in members if member.refusal), "")
+    if refusal or ruled.keep:
+        return None, refusal or ruled.label
+    encoding, reason = _encode_under(storage, members, values, ruled.options, exact_only, channels_last)
+    return encoding, f"{reason}; {ruled.label}" if ruled.label else reason
+
+
+def _encode_under(
+    storage: Storage,
+    members: list[SavedTensor],
+    values: Known,
     options: Options,
     exact_only: Mapping[str, str],
     channels_last: Set[str],
 ) -> tuple[Encoding | None, str]:
-    refusal = next((member.refusal for member in members if member.refusal), "")
-    if refusal:
-        return None, refusal
     source = _source(storage)
     if source is not storage.root and len(members) > 1:
         return None, "several views of one storage whose derivation is not a chain of views"

@@ -18,6 +18,7 @@ from fxcompress.passes.alias import distinct_nbytes, nbytes_of, storage_key
 from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_cuts import Way, find_cuts, tensor_of
 from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.find_rules import rule_for
 from fxcompress.passes.fit_budget import ERROR_WEIGHT, code_cost_s
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
@@ -152,14 +153,17 @@ def _packed(node: fx.Node, values: Known, options: Options) -> tuple[int, float 
     val = tensor_of(node)
     if node.op != "call_function" or val is None or nbytes_of(val) < options.min_bytes:
         return None
+    ruled = rule_for(node, options)
+    if ruled.keep:
+        return None
     numel = nbytes_of(val) // val.element_size()
     known = values.get(node)
     if known is not None and known.finite:
         size = numel * max((known.count - 1).bit_length(), 1) // 8
         return (size, None) if size < nbytes_of(val) else None
-    if not options.lossy or not val.dtype.is_floating_point or is_statistic(node):
+    if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node):
         return None
-    bits = float(max(options.bits, options.operand_bits))
+    bits = float(max(ruled.options.bits, ruled.options.operand_bits))
     size = int(numel * (bits / 8 + 4 / 128))
     return (size, bits) if size < nbytes_of(val) else None
 

@@ -21,7 +21,7 @@ from fxcompress.solve.allocate import Option, allocate, lowest_peak
 
 ERROR_WEIGHT = 10.0
 """Steps that a relative gradient variance of 1 is worth: an error of 10 % (a variance of 0.01) costs a tenth of one."""
-_VARIANCE = {1: 3.6, 2: 0.40, 4: 0.016, 8: 1e-4}
+VARIANCE = {1: 3.6, 2: 0.40, 4: 0.016, 8: 1e-4}
 """‖decode(encode(x)) - x‖² / ‖x‖² of normal numbers at each width, groups of 64 or 128."""
 
 
@@ -44,7 +44,7 @@ def code_cost_s(nbytes: int, packed_bytes: int, bits: float | None, error_s: flo
         error_s: seconds that a relative variance of 1 in this storage is worth.
     """
     seconds = costs.code_s(nbytes, packed_bytes, bits is not None and bits < 8, rates)
-    return seconds if bits is None else seconds + error_s * _VARIANCE.get(int(bits), 0.0)
+    return seconds if bits is None else seconds + error_s * VARIANCE.get(int(bits), 0.0)
 
 
 def fit_budget(

@@ -52,6 +52,16 @@ class Machine:
     channels_last: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A forward or a backward as `simulate` takes it: what it finds alive, what never counts, what it never frees."""
+
+    steps: list[Step]
+    given: dict[Buffer, int]
+    uncounted: set[Buffer]
+    kept: set[Buffer]
+
+
 def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, machine: Machine) -> Peak:
     """Predict the live-bytes curve of one forward and backward. Symbolic sizes count by their hint.
 
@@ -60,19 +70,34 @@ def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, mach
         num_fwd_outputs: how many forward outputs are the user's.
         machine: how they are run.
     """
+    forward, backward = find_halves(fw, bw, num_fwd_outputs, machine)
+    before, after = (simulate(half.steps, half.given, half.uncounted, half.kept) for half in (forward, backward))
+    handed = {key: size for out in _handed(fw, num_fwd_outputs) for key, size in buffers_of(out)}
+    resident = sum(size for key, size in handed.items() if key not in forward.uncounted)
+    return _peak(before, after, resident)
+
+
+def find_halves(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, machine: Machine) -> tuple[Half, Half]:
+    """The two halves of a step. Saved tensors are kept in the forward and given in the backward.
+
+    Args: as for `find_peak`.
+    """
     forward, backward = phase_of(fw), phase_of(bw)
     early = _early_gradients(fw, bw, num_fwd_outputs) if machine.fused else []
     held = {key for node in (*forward.inputs, *early) for key, _ in buffers_of(node)}
     kept = {key for out in forward.returned for key, _ in buffers_of(out)}
-    before = simulate(find_steps(forward, machine), {}, held, kept)
-    handed = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
-    resident = sum({key: size for out in handed for key, size in buffers_of(out) if key not in held}.values())
-    names = {out.name for out in handed if storage_key(out) in held}
+    names = {out.name for out in _handed(fw, num_fwd_outputs) if storage_key(out) in held}
     incoming = {key: size for node in backward.inputs if node.name not in names for key, size in buffers_of(node)}
     excluded = {key for node in backward.inputs if node.name in names for key, _ in buffers_of(node)}
     gradients = {key for out in backward.returned for key, _ in buffers_of(out)}
-    after = simulate(find_steps(backward, machine), incoming, excluded | gradients, set())
-    return _peak(before, after, resident)
+    return (
+        Half(find_steps(forward, machine), {}, held, kept),
+        Half(find_steps(backward, machine), incoming, excluded | gradients, set()),
+    )
+
+
+def _handed(fw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
+    return [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
 
 
 def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:

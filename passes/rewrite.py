@@ -42,6 +42,8 @@ def rewrite(
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
     _save(fw, payloads, encoded)
+    # Views that are no longer saved: an interpreter would hold what they view to the end of the forward.
+    fw.graph.eliminate_dead_code()
     for gm in (fw, bw):
         gm.graph.lint()
         gm.recompile()

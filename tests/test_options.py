@@ -226,6 +226,7 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
         "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
         "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),),
         "plan": "p.json", "strict": True, "disable_passes": ("a",), "limit": 1, "budget": "50%",
+        "rules": [{"bits": 2}],
     }  # fmt: skip
     with_bound = {"error_bound": 0.1, "adaptive": True}
     assert set(others) | set(with_bound) | {"save_plan"} == set(DEFAULTS)

@@ -5,7 +5,7 @@ by the test suite on that version, "read" means its source was compared.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,32 @@ def fake_mode_of(values: Sequence[object]) -> Any:
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(list(values))
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], values: Any) -> Any:
+    """`values` with `function` in place of every tensor in its tuples, dicts and registered classes.
+
+    `torch.utils._pytree.tree_map_only`: run in 2.13, read in 2.11.
+    """
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(torch.Tensor, function, values)
+
+
+@contextlib.contextmanager
+def truncated_init_without_reading() -> Iterator[None]:
+    """Let `torch.nn.init.trunc_normal_` leave values alone: it reads them, and fake tensors have none.
+
+    Patches `torch.nn.init._no_grad_trunc_normal_(tensor, …)`, which returns `tensor`: run in 2.13, read in 2.11.
+    """
+    from torch.nn import init
+
+    original = init._no_grad_trunc_normal_
+    init._no_grad_trunc_normal_ = lambda tensor, *args, **kwargs: tensor
+    try:
+        yield
+    finally:
+        init._no_grad_trunc_normal_ = original
 
 
 def known_equal(a: Any, b: Any) -> bool:

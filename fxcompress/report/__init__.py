@@ -1,1 +1,1 @@
-"""Plans shown to people: tables, and later pages and timelines."""
+"""Plans shown to people: tables, one page, and exports for other viewers."""

@@ -10,6 +10,7 @@ from torch import fx
 
 from fxcompress import pipeline
 from fxcompress.options import Options
+from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.values import find_values
 from fxcompress.testing_graphs import Pair, Ran, capture, distance, node_values, run, same, storages
 from fxcompress.testing_programs import Program, programs
@@ -120,3 +121,20 @@ def test_equal_tensors_stored_by_a_codec_with_operators_of_several_results() -> 
     tuples = [n.meta["val"] for n in result.fw.graph.nodes if isinstance(n.meta.get("val"), tuple)]
     storages = [item.untyped_storage()._cdata for val in tuples for item in val]
     assert len(tuples) == len(stored) and len(set(storages)) == len(storages)
+
+
+def test_views_that_are_no_longer_saved_are_gone() -> None:
+    """In generated code a view without a reader keeps its storage alive until the forward returns."""
+
+    def function(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        rows, columns = q.sin().view(4, 64, 2, 32).transpose(1, 2), k.sin().view(4, 64, 2, 32).permute(0, 2, 3, 1)
+        return torch.matmul(rows, columns).square().sum()
+
+    def unread(pair: Pair) -> list[str]:
+        return [node.name for node in pair.fw.graph.nodes if node.op == "call_function" and not node.users]
+
+    pair = capture(function, [torch.randn(4, 64, 64, requires_grad=True) for _ in range(2)])
+    only_saved = [out for out in outputs(pair.fw) if isinstance(out, fx.Node) and len(out.users) == 1]
+    assert any(out.name.startswith("transpose") for out in only_saved), "views are saved that the forward does not read"
+    pipeline.run(pair.fw, pair.bw, Options(inner="aot_eager", min_bytes=64), num_fwd_outputs=pair.num_fwd_outputs)
+    assert not unread(pair)
