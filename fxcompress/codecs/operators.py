@@ -36,9 +36,9 @@ def _read(text: str) -> Codec:
     return codecs.make(**json.loads(text))
 
 
-_library = torch.library.Library("fxcompress", "FRAGMENT")
-_library.define("encode(Tensor x, int lead, str codec, int salt) -> Tensor[]")
-_library.define("decode(Tensor[] parts, int[] tail, str codec, ScalarType dtype) -> Tensor")
+_library = torch.library.Library("fxcompress", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("encode(Tensor x, int lead, str codec, int salt) -> Tensor[]")  # type: ignore[no-untyped-call]
+_library.define("decode(Tensor[] parts, int[] tail, str codec, ScalarType dtype) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 @torch.library.impl(_library, "encode", "CPU")
@@ -65,13 +65,13 @@ def _decode(parts: Parts, tail: list[int], codec: str, dtype: torch.dtype) -> to
     return values.reshape(*lead, *tail).contiguous()
 
 
-@torch.library.register_fake("fxcompress::encode", lib=_library)
+@torch.library.register_fake("fxcompress::encode", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_encode(x: torch.Tensor, lead: int, codec: str, salt: int) -> Parts:
     fields = _read(codec).fields(math.prod(x.shape[lead:]), x.dtype)
     return [x.new_empty((*x.shape[:lead], *field.shape), dtype=field.dtype) for field in fields]
 
 
-@torch.library.register_fake("fxcompress::decode", lib=_library)
+@torch.library.register_fake("fxcompress::decode", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_decode(parts: Parts, tail: list[int], codec: str, dtype: torch.dtype) -> torch.Tensor:
     lead = _lead(parts, _read(codec), math.prod(tail), dtype)
     return parts[0].new_empty((*lead, *tail), dtype=dtype)
