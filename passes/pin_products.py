@@ -31,20 +31,32 @@ def pin_products(fw: fx.GraphModule, bw: fx.GraphModule) -> tuple[str, ...]:
     pinned = []
     for node in bw.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
         total = _deferred_to(node, order)
-        if total is not None and _waiting_nbytes(node, total, held, order, last) > storage_nbytes(node.meta["val"]):
-            _read_through_view(bw.graph, node, total)
+        if (
+            total is not None
+            and not _is_pinned(node)
+            and _waiting_nbytes(node, total, held, order, last) > storage_nbytes(node.meta["val"])
+        ):
+            _read_through_view(bw.graph, node)
             pinned.append(node.name)
     return tuple(pinned)
 
 
 def _deferred_to(product: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
-    """The only reader of `product`, if it adds what is computed later."""
-    if len(product.users) != 1:
-        return None
-    (user,) = product.users
-    others = [arg for arg in user.all_input_nodes if arg is not product]
-    later = len(others) == 1 and order[others[0]] > order[product]
-    return user if op_name(user) == "add" and later else None
+    """The sum that alone reads `product`, maybe through views that cancel, if its other term is computed later."""
+    term = product
+    while len(term.users) == 1:
+        (user,) = term.users
+        if op_name(user) == "add":
+            others = [arg for arg in user.all_input_nodes if arg is not term]
+            return user if len(others) == 1 and order[others[0]] > order[product] else None
+        if not is_view(user):
+            return None
+        term = user
+    return None
+
+
+def _is_pinned(product: fx.Node) -> bool:
+    return any(op_name(user) == "as_strided" for user in product.users)
 
 
 def _waiting_nbytes(
@@ -75,8 +87,9 @@ def _base(node: fx.Node) -> fx.Node:
     return node
 
 
-def _read_through_view(graph: fx.Graph, node: fx.Node, user: fx.Node) -> None:
+def _read_through_view(graph: fx.Graph, node: fx.Node) -> None:
     val = node.meta["val"]
+    (user,) = node.users
     with graph.inserting_after(node):
         # Inductor removes every spelling of "the same view" but this one.
         view = graph.call_function(torch.ops.aten.as_strided.default, (node, list(val.shape), list(val.stride())))

@@ -1,0 +1,80 @@
+"""What share of a compilation planning takes: `python -m bench.planning`.
+
+GPT-2's 12 layers at reduced width, compiled once by Inductor under actcomp with empty caches. Planning is all that runs
+in place of PyTorch's partitioner: its own cut included, and, stated apart, our passes alone.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from bench import measure
+from bench.models.gpt import GPT, GPTConfig
+from bench.record import append_rows, environment
+from bench.trial import Job, warm_up
+from bench.variants import variants
+from fxcompress import pipeline
+from fxcompress.partition import ActcompPartitioner
+
+
+class Stopwatch:
+    """Seconds spent in wrapped functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def measure_planning(config: GPTConfig, batch: int) -> dict[str, float]:
+    """Compile one training step and return seconds: whole, in our partitioner, and in our passes."""
+    torch.manual_seed(0)
+    tokens = torch.randint(config.vocabulary, (batch, config.context))
+    job = Job(GPT(config), (tokens, tokens), {})
+    variant = variants()["actcomp"]
+    partitioner, passes = Stopwatch(), Stopwatch()
+    call = partitioner.wrap(ActcompPartitioner.__call__)
+    run = passes.wrap(pipeline.run)
+    step = job.train_step(variant.compile(job.module))
+    with patch.object(ActcompPartitioner, "__call__", call), patch.object(pipeline, "run", run), variant.compiling():
+        first_s = measure.timed(step)
+    compile_s = first_s - min(measure.timed(step) for _ in range(3))
+    return {"compile_s": compile_s, "partitioner_s": partitioner.seconds, "passes_s": passes.seconds}
+
+
+def main() -> int:
+    """Run and print; always 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--json", type=Path, help="append one JSON line to this file")
+    arguments = parser.parse_args()
+    config = GPTConfig(vocabulary=8192, layers=arguments.layers, width=arguments.width)
+    warm_up("inductor")
+    seconds = measure_planning(config, batch=4)
+    for name in ("partitioner_s", "passes_s"):
+        share = seconds[name] / seconds["compile_s"]
+        print(f"{name:>14} {seconds[name]:6.2f} of {seconds['compile_s']:.1f} s to compile: {100 * share:.1f} %")
+    if arguments.json:
+        append_rows(arguments.json, [{"bench": "planning", "layers": config.layers, **environment(), **seconds}])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

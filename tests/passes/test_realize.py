@@ -1,0 +1,60 @@
+"""The memory model stores and joins pointwise results where Inductor does."""
+
+import torch
+
+from fxcompress.passes.liveness import Machine, Step, find_steps, join_side_by_side
+from fxcompress.passes.phases import phase_of
+from fxcompress.testing_graphs import capture
+
+
+def test_a_residual_stream_is_stored_before_it_has_too_many_terms() -> None:
+    """Every branch reads the sum of all before it; if none were stored, all terms would stay alive to the end."""
+
+    def function(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        for weight in weights:
+            x = x + (x * 2.0) @ weight
+        return x
+
+    pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(9)])
+    steps = find_steps(phase_of(pair.fw), Machine(fused=True))
+    products = {key for step in steps if step.name.startswith("mm") for key, _ in step.made}
+    most = max(len(products & set(step.read)) for step in steps)
+    assert 2 <= most <= 5
+
+
+def test_a_heavy_function_that_is_read_twice_is_stored() -> None:
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x)
+        return ((y * 3.0) @ weight).sum() + ((y + 1.0) @ weight).sum()
+
+    pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(2)])
+    steps = find_steps(phase_of(pair.fw), Machine(fused=True))
+    assert any(step.name.startswith("tanh") for step in steps)
+
+
+def step(name: str, made: tuple[int, int], *read: int, in_place: bool = True) -> Step:
+    return Step(name, (made,), read, in_place, 0)
+
+
+def test_results_of_one_size_with_a_common_operand_come_from_one_kernel() -> None:
+    steps = [step("a", (10, 64), 1, 2), step("mm", (11, 64), 10, in_place=False), step("b", (12, 64), 2)]
+    joined = join_side_by_side(steps)
+    assert [item.name for item in joined] == ["a", "mm"]
+    assert joined[0].made == ((10, 64), (12, 64)) and joined[0].read == (1, 2)
+
+
+def test_nothing_is_joined_without_common_operands_in_other_sizes_or_before_its_operands() -> None:
+    apart = [step("a", (10, 64), 1), step("b", (11, 64), 2)]
+    sizes = [step("a", (10, 64), 1), step("b", (11, 32), 1)]
+    later = [step("a", (10, 64), 1), step("mm", (11, 64), 1, in_place=False), step("b", (12, 64), 1, 11)]
+    for steps in (apart, sizes, later):
+        assert join_side_by_side(steps) == steps
+
+
+def test_two_functions_of_one_tensor_stand_side_by_side() -> None:
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x) @ weight + (x * 3.0) @ weight
+
+    pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(2)])
+    steps = find_steps(phase_of(pair.fw), Machine(fused=True))
+    assert any(len(step.made) == 2 and step.in_place for step in steps)
