@@ -192,7 +192,31 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
             in_place = machine.fused and not is_opaque(node)
             steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, workspace))
-    return join_side_by_side(steps) if machine.fused else steps
+    if not machine.fused:
+        return steps
+    joined = join_side_by_side(steps)
+    return join_in_a_row(joined) if _on_cpu(phase) else joined
+
+
+def _on_cpu(phase: Phase) -> bool:
+    vals = (node.meta.get("val") for node in phase.nodes)
+    return next((val.device.type == "cpu" for val in vals if isinstance(val, torch.Tensor)), False)
+
+
+def join_in_a_row(steps: list[Step]) -> list[Step]:
+    """What Inductor generates for a CPU between two calls of library kernels is one function of many loops.
+
+    All its results are allocated before the call, and nothing is freed until it returns.
+    """
+    joined: list[Step] = []
+    for step in steps:
+        before = joined[-1] if joined else None
+        if before is not None and before.in_place and step.in_place:
+            made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
+            joined[-1] = replace(before, made=made, read=read)
+        else:
+            joined.append(step)
+    return joined
 
 
 def join_side_by_side(steps: list[Step]) -> list[Step]:

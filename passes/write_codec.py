@@ -18,7 +18,7 @@ from fxcompress.codecs.operators import describe
 from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.splice import inline, refresh_values
+from fxcompress.passes.splice import PREFIX, inline, refresh_values
 from fxcompress.plan import OPERATOR, TRITON
 
 Templates = dict[object, fx.GraphModule]
@@ -47,7 +47,7 @@ def write_encode(
     arguments = [encoding.source]
     for noise in placeholders(template)[1:]:
         how = {"dtype": torch.int64, "layout": torch.strided, "device": noise.meta["val"].device, "pin_memory": False}
-        number = graph.create_node("call_function", torch.ops.aten.full.default, ([], salt), how)
+        number = graph.create_node("call_function", torch.ops.aten.full.default, ([], salt), how, f"{PREFIX}salt")
         number.meta["val"] = noise.meta["val"]
         arguments.append(number)
     parts = inline(graph, template, arguments, names, fresh=fresh)
@@ -132,9 +132,13 @@ def _permute(graph: fx.Graph, node: fx.Node, dims: Sequence[int]) -> fx.Node:
 
 
 def _call(graph: fx.Graph, target: Callable[..., Any], arguments: tuple[Any, ...], name: str | None = None) -> fx.Node:
-    node = graph.create_node("call_function", target, arguments, name=name)
+    node = graph.create_node("call_function", target, arguments, name=name or PREFIX + _short_name(target))
     refresh_values([node])
     return node
+
+
+def _short_name(target: Callable[..., Any]) -> str:
+    return str(target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else target.__name__)
 
 
 def _key(encoding: Encoding) -> object:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fxcompress.passes.liveness import Machine, Step, find_steps, join_side_by_side
+from fxcompress.passes.liveness import Machine, Step, find_steps, join_in_a_row, join_side_by_side
 from fxcompress.passes.phases import phase_of
 from fxcompress.testing_graphs import capture
 
@@ -49,6 +49,14 @@ def test_nothing_is_joined_without_common_operands_in_other_sizes_or_before_its_
     later = [step("a", (10, 64), 1), step("mm", (11, 64), 1, in_place=False), step("b", (12, 64), 1, 11)]
     for steps in (apart, sizes, later):
         assert join_side_by_side(steps) == steps
+
+
+def test_loops_between_two_calls_are_one_function() -> None:
+    first, second = step("a", (10, 64), 1), step("b", (11, 32), 10)
+    call, third = step("mm", (12, 64), 11, in_place=False), step("c", (13, 64), 12)
+    joined = join_in_a_row([first, second, call, third])
+    assert [item.name for item in joined] == ["a", "mm", "c"]
+    assert joined[0].made == ((10, 64), (11, 32)) and joined[0].read == (1, 10)
 
 
 def test_two_functions_of_one_tensor_stand_side_by_side() -> None:
