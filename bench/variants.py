@@ -74,6 +74,7 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
         Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
         Variant("actcomp-whole", "actcomp", {**ours, "loss_chunks": 0}),
+        Variant("actcomp-unpinned", "actcomp", {**ours, "disable_passes": ["pin_products"]}),
         Variant("actcomp-inlined", "actcomp", {**ours, "disable_passes": ["outline"]}),
         *(inductor_variants() if inner == "inductor" else ()),
         *(Variant(f"peak-{share}", "actcomp", {**ours, "budget": f"{share}%"}) for share in (75, 50, 35)),

@@ -87,15 +87,15 @@ def _width(codec: Codec, cols: int) -> int:
 
 
 def _fixed_rows(codec: Codec, width: int, rows: torch.Tensor) -> int | None:
-    """The number of rows to compile for; None for any."""
-    return None if width == codec.period else len(rows)
+    """The number of rows to compile for: None, which is any, but for a tensor that is one long row."""
+    return None if width == codec.period or len(rows) != 1 else 1
 
 
 @functools.cache
 def _kernel(way: str, codec: str, width: int, dtype: torch.dtype, rows: int | None) -> Kernel:
     """Compiled `[n, width]` and salt → payload, or payload → `[n, width]`; for any n if `rows` is None."""
-    _follow_compile_caches()
     method, count = _read(codec), _ROWS if rows is None else rows
+    _follow_compile_caches()
     if way == "encode":
         examples = [torch.empty(count, width, dtype=dtype), torch.tensor(0)]
         return compat.compile_for_rows(lambda x, salt: method.encode(x, salt), examples, dynamic=rows is None)

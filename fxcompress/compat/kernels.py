@@ -31,7 +31,8 @@ def compile_for_rows(
             sizes[0] = DimDynamic.DYNAMIC
         context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
         inputs.append(mode.from_tensor(example, symbolic_context=context))
-    with mode, torch.no_grad():
+    # The first run may stand in a region of autocast, which is not meant for codecs.
+    with mode, torch.no_grad(), torch.autocast("cpu", enabled=False):
         how: dict[str, Any] = {"tracing_mode": "symbolic", "decomposition_table": select_decomp_table()}
         gm = make_fx(function, **how)(*inputs)
     gm.graph.eliminate_dead_code()

@@ -44,6 +44,18 @@ def test_one_pair_of_kernels_serves_all_sizes() -> None:
     assert operators._kernel.cache_info().misses == 2
 
 
+def test_autocast_around_the_first_run_changes_nothing() -> None:
+    codec = codecs.make("affine", bits=4)
+    operators._kernel.cache_clear()
+    x = torch.randn(512)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = torch.ops.fxcompress.encode(x, 0, operators.describe(codec), 3)
+        decoded = torch.ops.fxcompress.decode(parts, [512], operators.describe(codec), x.dtype)
+    expected = codec.encode(x, 3)
+    assert all(equal(one, other) for one, other in zip(parts, expected, strict=True))
+    assert equal(decoded, codec.decode(expected, 512, x.dtype))
+
+
 def test_a_fresh_compile_cache_is_without_our_kernels() -> None:
     from torch._inductor.utils import clear_caches
 
