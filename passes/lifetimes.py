@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxcompress.passes.liveness import Buffer, Machine, Step, buffers_of, find_steps, is_fused_away, simulate
+from fxcompress.passes.join_steps import Buffer, Step
+from fxcompress.passes.liveness import Machine, buffers_of, find_steps, is_fused_away, simulate
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.phases import Phase
 

@@ -9,7 +9,7 @@ memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -17,30 +17,18 @@ from torch import fx
 from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
 from fxcompress.passes.phases import Phase, phase_of
 from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
 from fxcompress.passes.workspace import workspace_nbytes
 
-Buffer = int
-"""A storage's identity (see `alias.storage_key`)."""
 _OPAQUE = frozenset(
     "mm bmm addmm baddbmm convolution convolution_backward sort topk index_put _unsafe_index_put index_put_ "
     "scatter_add "
     "_unsafe_masked_index_put_accumulate scatter_reduce _scaled_mm max_pool2d_with_indices_backward nonzero cumsum "
     "embedding_dense_backward scatter native_layer_norm native_batch_norm native_layer_norm_backward".split()
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs."""
-
-    name: str
-    made: tuple[tuple[Buffer, int], ...]
-    read: tuple[Buffer, ...]
-    in_place: bool
-    workspace_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,58 +182,13 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, workspace))
     if not machine.fused:
         return steps
-    joined = join_side_by_side(steps)
+    joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key, _ in buffers_of(node)))
     return join_in_a_row(joined) if _on_cpu(phase) else joined
 
 
 def _on_cpu(phase: Phase) -> bool:
     vals = (node.meta.get("val") for node in phase.nodes)
     return next((val.device.type == "cpu" for val in vals if isinstance(val, torch.Tensor)), False)
-
-
-def join_in_a_row(steps: list[Step]) -> list[Step]:
-    """What Inductor generates for a CPU between two calls of library kernels is one function of many loops.
-
-    All its results are allocated before the call, and nothing is freed until it returns.
-    """
-    joined: list[Step] = []
-    for step in steps:
-        before = joined[-1] if joined else None
-        if before is not None and before.in_place and step.in_place:
-            made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
-            joined[-1] = replace(before, made=made, read=read)
-        else:
-            joined.append(step)
-    return joined
-
-
-def join_side_by_side(steps: list[Step]) -> list[Step]:
-    """Pointwise results of one size that read a common buffer come from one kernel, the first one's.
-
-    Inductor reads what they share once; their results stand in memory together from then on.
-    """
-    first_made: dict[Buffer, int] = {}
-    for i, step in enumerate(steps):
-        for key, _ in step.made:
-            first_made.setdefault(key, i)
-    joined: dict[int, Step] = dict(enumerate(steps))
-    for j, step in enumerate(steps):
-        if not (step.in_place and step.made):
-            continue
-        ready = max((first_made.get(key, -1) for key in step.read), default=-1)
-        host = next((i for i in range(ready + 1, j) if i in joined and _side_by_side(joined[i], step)), None)
-        if host is not None:
-            other = joined[host]
-            read = tuple(sorted({*other.read, *step.read}))
-            joined[host] = replace(other, made=other.made + step.made, read=read)
-            first_made.update(dict.fromkeys((key for key, _ in step.made), host))
-            del joined[j]
-    return [joined[i] for i in sorted(joined)]
-
-
-def _side_by_side(one: Step, other: Step) -> bool:
-    sizes = {size for _, size in one.made} | {size for _, size in other.made}
-    return one.in_place and bool(one.made) and len(sizes) == 1 and not set(one.read).isdisjoint(other.read)
 
 
 def _runs_nothing(

@@ -10,7 +10,8 @@ from torch import fx
 
 from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_saved import layer_of, outputs, placeholders, source_of
-from fxcompress.passes.liveness import Buffer, Half, Machine, find_halves, simulate
+from fxcompress.passes.join_steps import Buffer
+from fxcompress.passes.liveness import Half, Machine, find_halves, simulate
 from fxcompress.timeline import Life, Moment, PhaseName, Timeline
 
 Lives = dict[Buffer, Life]

@@ -2,7 +2,8 @@
 
 import torch
 
-from fxcompress.passes.liveness import Machine, Step, find_steps, join_in_a_row, join_side_by_side
+from fxcompress.passes.join_steps import Step, join_in_a_row, join_side_by_side
+from fxcompress.passes.liveness import Machine, find_steps
 from fxcompress.passes.phases import phase_of
 from fxcompress.testing_graphs import capture
 
@@ -49,6 +50,14 @@ def test_nothing_is_joined_without_common_operands_in_other_sizes_or_before_its_
     later = [step("a", (10, 64), 1), step("mm", (11, 64), 1, in_place=False), step("b", (12, 64), 1, 11)]
     for steps in (apart, sizes, later):
         assert join_side_by_side(steps) == steps
+
+
+def test_what_only_its_own_kernel_reads_is_never_stored() -> None:
+    inner, outer = step("a", (10, 64), 1), step("b", (11, 64), 10)
+    (joined,) = join_side_by_side([inner, outer])
+    assert joined.made == ((11, 64),) and joined.read == (1,)
+    (kept,) = join_side_by_side([inner, outer], frozenset({10}))
+    assert kept.made == ((10, 64), (11, 64))
 
 
 def test_loops_between_two_calls_are_one_function() -> None:

@@ -1,0 +1,79 @@
+"""Join the steps of a fused graph that Inductor runs as one kernel, for their results stand in memory together.
+
+Works on the memory model's steps (`liveness`), of which it returns new ones.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+Buffer = int
+"""A storage's identity (see `alias.storage_key`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs."""
+
+    name: str
+    made: tuple[tuple[Buffer, int], ...]
+    read: tuple[Buffer, ...]
+    in_place: bool
+    workspace_bytes: int
+
+
+def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset()) -> list[Step]:
+    """Pointwise results of one size that read a common buffer, or one another, come from one kernel, the first one's.
+
+    Inductor reads what they share once; their results stand in memory together from then on, but for those that no
+    other kernel reads, which are never stored. `returned` outlive the steps.
+    """
+    place: dict[Buffer, int] = {}
+    for i, step in enumerate(steps):
+        for key, _ in step.made:
+            place.setdefault(key, i)
+    joined: dict[int, Step] = dict(enumerate(steps))
+    for j, step in enumerate(steps):
+        if not (step.in_place and step.made):
+            continue
+        ready = max((place.get(key, 0) for key in step.read), default=0)
+        host = next((i for i in range(ready, j) if i in joined and _side_by_side(joined[i], step)), None)
+        if host is not None:
+            other = joined[host]
+            read = tuple(sorted({*other.read, *step.read}))
+            joined[host] = replace(other, made=other.made + step.made, read=read)
+            place.update(dict.fromkeys((key for key, _ in step.made), host))
+            del joined[j]
+    return _without_inner([joined[i] for i in sorted(joined)], returned)
+
+
+def _side_by_side(one: Step, other: Step) -> bool:
+    if not (one.in_place and one.made and len({size for _, size in one.made + other.made}) == 1):
+        return False
+    return not set(other.read).isdisjoint((*one.read, *(key for key, _ in one.made)))
+
+
+def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]:
+    """Steps without the results that nothing but the step itself reads."""
+    readers = Counter(key for step in steps for key in step.read)
+    kept = []
+    for step in steps:
+        inner = {key for key, _ in step.made if key in step.read and readers[key] == 1} - returned
+        made = tuple(item for item in step.made if item[0] not in inner)
+        kept.append(replace(step, made=made, read=tuple(key for key in step.read if key not in inner)))
+    return kept
+
+
+def join_in_a_row(steps: list[Step]) -> list[Step]:
+    """What Inductor generates for a CPU between two calls of library kernels is one function of many loops.
+
+    All its results are allocated before the call, and nothing is freed until it returns.
+    """
+    joined: list[Step] = []
+    for step in steps:
+        before = joined[-1] if joined else None
+        if before is not None and before.in_place and step.in_place:
+            made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
+            joined[-1] = replace(before, made=made, read=read)
+        else:
+            joined.append(step)
+    return joined
