@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxcompress import compat
+from fxcompress.compat import FakeTensorMode
 from fxcompress.errors import OptionError
 from fxcompress.inputs import check_templates, parse_inputs
 

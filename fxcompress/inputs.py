@@ -14,7 +14,8 @@ from fxcompress.errors import OptionError, nearest
 
 if TYPE_CHECKING:
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from fxcompress.compat import FakeTensorMode
 
 DTYPES = {
     "f32": "float32",

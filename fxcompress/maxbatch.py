@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from fxcompress import ledger
 from fxcompress.batch import Batches, batch_maker
+from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from fxcompress.errors import BudgetError, FxcompressError, OptionError, nearest
 from fxcompress.footprint import STATES, Footprint, GraphNeed, footprint_of, need_of, stacked_peak
 from fxcompress.options import Options

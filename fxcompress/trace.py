@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from fxcompress import compat, ledger
+from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from fxcompress.errors import FxcompressError
 from fxcompress.options import Options
 from fxcompress.plan import GraphPlan, Plan

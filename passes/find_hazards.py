@@ -15,8 +15,8 @@ import operator
 from collections.abc import Callable, Container
 
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload
 
+from fxcompress.compat import HigherOrderOperator, OpOverload
 from fxcompress.passes.demand import shrinks
 from fxcompress.passes.ops import MOVES, REDUCTIONS, is_predicate, op_name
 

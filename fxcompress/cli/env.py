@@ -70,9 +70,9 @@ def _cpp_compiler() -> str:
 
 
 def _cache_folder() -> str:
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    from fxcompress import compat
 
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or compat.default_cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.compat.kernels import clear_with_compile_caches as clear_with_compile_caches
+from fxcompress.compat.caches import clear_with_compile_caches as clear_with_compile_caches
+from fxcompress.compat.caches import compile_cache_dir as compile_cache_dir
+from fxcompress.compat.caches import default_cache_dir as default_cache_dir
 from fxcompress.compat.kernels import compile_for_rows as compile_for_rows
 from fxcompress.compat.partitioner import Chooser as Chooser
 from fxcompress.compat.partitioner import NodeInfo as NodeInfo
@@ -20,6 +22,11 @@ from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
+from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
+from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
+from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
+from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
+from fxcompress.compat.tracing import OpOverload as OpOverload
 
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""
@@ -173,13 +180,6 @@ def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         setattr(config, name, value)
     return previous
-
-
-def compile_cache_dir() -> str:
-    """Where Inductor keeps its caches; `runtime.cache_dir_utils.cache_dir`: run in 2.13, read in 2.11."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return str(cache_dir())
 
 
 def reset_cuda_graphs() -> None:

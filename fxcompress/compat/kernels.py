@@ -40,13 +40,3 @@ def compile_for_rows(
     with tracing(TracingContext(mode)):
         compiled: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] = compile_fx_inner(gm, inputs)
     return compiled
-
-
-def clear_with_compile_caches(cached: Any) -> None:
-    """Let Inductor's `fresh_cache` and `clear_caches` empty a `functools.cache` too.
-
-    `torch._inductor.utils.clear_on_fresh_cache`: run in 2.13, read in 2.11.
-    """
-    from torch._inductor.utils import clear_on_fresh_cache
-
-    clear_on_fresh_cache(cached)
