@@ -17,13 +17,14 @@ import torch
 from torch import fx
 
 from fxcompress import compat, ledger, pipeline, plan_io
-from fxcompress.cut_to_budget import Cutter, Rewriter, cut_to_budget
+from fxcompress.cut_as_pytorch import cut_as_pytorch
+from fxcompress.cut_to_budget import Cutter, cut_to_budget
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.plain_cut import plain_step, torch_cut
+from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _compress(
     whole = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
     cutter: Cutter = functools.partial(cut_chunked, loss, cut) if loss.extra else cut
     if decided.budget is None:
-        result = _cut_by_pytorch(cutter, rewriting)
+        result = cut_as_pytorch(cutter, rewriting)
     else:
         plain_peak_bytes = whole.peak.peak_bytes if whole else None
         result = cut_to_budget(cutter, rewriting, decided, num_fwd_outputs + loss.extra, plain_peak_bytes)
@@ -144,10 +145,6 @@ def _compress(
     ledger.record(made, options)
     compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([made], options)))
     return result.fw, result.bw
-
-
-def _cut_by_pytorch(cut: Cutter, rewriting: Rewriter) -> pipeline.Result:
-    return rewriting(*torch_cut(cut, rebuild_more=True), None)
 
 
 def _rewritten(

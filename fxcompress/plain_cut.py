@@ -27,24 +27,24 @@ class PlainStep:
     peak: Peak
 
 
-def torch_cut(cut: Cutter, *, rebuild_more: bool) -> tuple[compat.Partition, int | None]:
-    """PyTorch's cut, and the bytes that its default one saves; None if it did not ask what to save."""
+def torch_cut(cut: Cutter) -> tuple[compat.Partition, int]:
+    """PyTorch's default cut, and the bytes that it saves; 0 if it did not ask what to save."""
     plain: list[int] = []
 
     def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
         default = torch_choice(False)
         plain.append(saved_nbytes(default))
-        return torch_choice(True) if rebuild_more else default
+        return default
 
     with compat.choosing_saved_values(choose):
-        pair = cut(rebuild_more=rebuild_more)
-    return pair, plain[0] if plain else None
+        pair = cut(rebuild_more=False)
+    return pair, plain[0] if plain else 0
 
 
 def plain_step(cut: Cutter, inner: str, num_fwd_outputs: int) -> PlainStep:
     """What a step needs under PyTorch's default cut, run by the inner compiler `inner`."""
-    (fw, bw), saved = torch_cut(cut, rebuild_more=False)
-    return PlainStep(saved or 0, find_peak(fw, bw, num_fwd_outputs, machine_of(fw, inner)))
+    (fw, bw), saved = torch_cut(cut)
+    return PlainStep(saved, find_peak(fw, bw, num_fwd_outputs, machine_of(fw, inner)))
 
 
 def plain_partition(
@@ -63,7 +63,7 @@ def plain_partition(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_indices=static_lifetime_input_indices,
     )
-    return torch_cut(cut, rebuild_more=False)[0]
+    return torch_cut(cut)[0]
 
 
 def machine_of(fw: fx.GraphModule, inner: str) -> Machine:

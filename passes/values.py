@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.ops import op_name
-from fxcompress.passes.value_products import contracted, sums_products
+from fxcompress.passes.value_products import contracted, sums_products, together
 from fxcompress.passes.value_sets import NONNEGATIVE, UNKNOWN, ValueSet, join, of_points, of_range, product_of, sum_of
 
 __all__ = ["Known", "ValueSet", "find_values"]
@@ -177,15 +177,20 @@ def _product_sum(node: fx.Node, known: Known) -> ValueSet:
         return UNKNOWN
     if op_name(node) == "convolution" and not sums_products(node):
         return UNKNOWN
-    bound = terms * math.prod(largest)
-    return _sums(a, b, bound) if bound < 1 << 24 else UNKNOWN
-
-
-def _sums(a: ValueSet, b: ValueSet, bound: int) -> ValueSet:
-    if a.nonnegative and b.nonnegative:
-        return of_range(0, bound)
     # A sum of products that are all -0.0 may be -0.0.
-    return UNKNOWN if 0 in a or 0 in b else of_range(-bound, bound)
+    zero_has_a_sign = (0 in a or 0 in b) and not (a.nonnegative and b.nonnegative)
+    if zero_has_a_sign or terms * math.prod(largest) >= 1 << 24:
+        return UNKNOWN
+    return _sums(product_of(a, b), terms, together(node, terms))
+
+
+def _sums(products: ValueSet, terms: int, unit: int) -> ValueSet:
+    """Sums of up to `terms` products; their number is a multiple of `unit`, from one unit on."""
+    least, most = min(unit * products.lo, terms * products.lo), max(unit * products.hi, terms * products.hi)
+    step = products.step if products.count > 1 else 0
+    if unit < terms:
+        step = math.gcd(step, unit * products.lo)
+    return of_range(least, most, step or 1)
 
 
 def _indices(axis: int, default: int | None = None) -> Callable[[fx.Node, Known], ValueSet]:

@@ -196,7 +196,16 @@ def test_matrix_products(a: tuple[int, ...], b: tuple[int, ...], inner: int) -> 
 
 def test_products_of_signs_are_known() -> None:
     (fact,) = check(aten.mm.default, Members((-1, 1), torch.float32, (7, 20)), Members((-1, 1), torch.float32, (20, 9)))
-    assert (fact.lo, fact.hi) == (-20, 20)
+    assert (fact.lo, fact.hi, fact.step) == (-20, 20, 2)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_convolutions_of_signs_over_even_channels_are_even(padding: int) -> None:
+    """Padding leaves out all channels of a tap at once."""
+    x, weight = Members((-1, 1), torch.float64, (2, 4, 5, 5)), Members((-1, 1), torch.float64, (3, 4, 3, 3))
+    sizes = ([1, 1], [padding] * 2, [1, 1], False, [0, 0], 1)
+    (fact,) = check(aten.convolution.default, x, weight, None, *sizes)
+    assert (fact.lo, fact.hi, fact.step) == (-36, 36, 2)
 
 
 @SEARCH
