@@ -12,12 +12,17 @@ Buffer = int
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs."""
+    """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs.
+
+    `generated`: Inductor writes its kernel. `in_place`: that kernel reads what it writes at the same place, so that a
+    result may take over an operand.
+    """
 
     name: str
     made: tuple[tuple[Buffer, int], ...]
     read: tuple[Buffer, ...]
     in_place: bool
+    generated: bool
     workspace_bytes: int
 
 
@@ -71,9 +76,9 @@ def join_in_a_row(steps: list[Step]) -> list[Step]:
     joined: list[Step] = []
     for step in steps:
         before = joined[-1] if joined else None
-        if before is not None and before.in_place and step.in_place:
+        if before is not None and before.generated and step.generated:
             made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
-            joined[-1] = replace(before, made=made, read=read)
+            joined[-1] = replace(before, made=made, read=read, in_place=before.in_place or step.in_place)
         else:
             joined.append(step)
     return joined

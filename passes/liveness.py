@@ -24,11 +24,14 @@ from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
 from fxcompress.passes.workspace import workspace_nbytes
 
 _OPAQUE = frozenset(
-    "mm bmm addmm baddbmm convolution convolution_backward sort topk index_put _unsafe_index_put index_put_ "
-    "scatter_add "
-    "_unsafe_masked_index_put_accumulate scatter_reduce _scaled_mm max_pool2d_with_indices_backward nonzero cumsum "
-    "embedding_dense_backward scatter native_layer_norm native_batch_norm native_layer_norm_backward".split()
+    "mm bmm addmm baddbmm convolution convolution_backward sort topk _scaled_mm max_pool2d_with_indices_backward "
+    "nonzero cumsum embedding_dense_backward native_layer_norm native_batch_norm native_layer_norm_backward".split()
 )
+_SCATTERS = frozenset(
+    "scatter scatter_add scatter_reduce index_put index_put_ _unsafe_index_put "
+    "_unsafe_masked_index_put_accumulate".split()
+)
+"""Kernels that Inductor generates, but never computes where their result is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +142,33 @@ def is_opaque(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "inductor_prims"):
         return True
-    return op_name(node) in _OPAQUE or is_attention(node)
+    return op_name(node) in _OPAQUE or is_attention(node) or _is_called_scatter(node)
+
+
+def _is_called_scatter(node: fx.Node) -> bool:
+    """On a CPU, Inductor leaves additions at given places to ATen if several threads would write at once."""
+    if op_name(node) not in ("scatter_add", "scatter_reduce") or torch.get_num_threads() == 1:
+        return False
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.device.type == "cpu"
 
 
 def is_inlined(node: fx.Node, phase: Phase) -> bool:
     """Whether Inductor computes `node` where it is read. Views follow what they view."""
-    if node.op != "call_function" or is_view(node) or is_opaque(node) or op_name(node) in REDUCTIONS:
+    if node.op != "call_function" or is_view(node) or is_opaque(node) or op_name(node) in REDUCTIONS | _SCATTERS:
         return False
     return is_fused_away(node, phase)
+
+
+def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
+    """Whether `node` is a constant that only a scatter reads, to add to it in place."""
+    users = phase.users(node)
+    return (
+        not node.all_input_nodes
+        and node not in phase.leaving
+        and len(users) == 1
+        and all(op_name(user) in _SCATTERS and user.args[0] is node for user in users)
+    )
 
 
 def is_fused_away(node: fx.Node, phase: Phase) -> bool:
@@ -178,8 +200,9 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             seen.update(key for key, _ in made)
             through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
-            in_place = machine.fused and not is_opaque(node)
-            steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, workspace))
+            generated = machine.fused and not is_opaque(node)
+            in_place = generated and op_name(node) not in _SCATTERS
+            steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, generated, workspace))
     if not machine.fused:
         return steps
     joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key, _ in buffers_of(node)))
@@ -197,6 +220,8 @@ def _runs_nothing(
     """Whether no memory is touched at `node`; `taken` receives what its readers compute instead."""
     if is_view(node) and (machine.fused or _views_input(node)):
         taken[node] = next((taken[arg] for arg in node.all_input_nodes if arg in taken), LOAD)
+        return True
+    if machine.fused and _is_scattered_into(node, phase):
         return True
     if not machine.fused or not is_inlined(node, phase):
         return False

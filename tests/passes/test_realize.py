@@ -1,5 +1,6 @@
 """The memory model stores and joins pointwise results where Inductor does."""
 
+import pytest
 import torch
 
 from fxcompress.passes.join_steps import Step, join_in_a_row, join_side_by_side
@@ -34,7 +35,7 @@ def test_a_heavy_function_that_is_read_twice_is_stored() -> None:
 
 
 def step(name: str, made: tuple[int, int], *read: int, in_place: bool = True) -> Step:
-    return Step(name, (made,), read, in_place, 0)
+    return Step(name, (made,), read, in_place, in_place, 0)
 
 
 def test_results_of_one_size_with_a_common_operand_come_from_one_kernel() -> None:
@@ -75,3 +76,19 @@ def test_two_functions_of_one_tensor_stand_side_by_side() -> None:
     pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(2)])
     steps = find_steps(phase_of(pair.fw), Machine(fused=True))
     assert any(len(step.made) == 2 and step.in_place for step in steps)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_scatter_adds_into_its_constant_and_is_generated_where_no_threads_collide(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward of `gather`: zeros, to which the gradients are added."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+
+    def function(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.gather(x, 1, index).exp().sum()
+
+    inputs = [torch.randn(16, 16, requires_grad=True), torch.randint(16, (16, 16))]
+    steps = find_steps(phase_of(capture(function, inputs).bw), Machine(fused=True))
+    assert all(item.generated for item in steps) is (threads == 1)
+    assert not any(item.name.startswith(("full", "new_zeros", "zeros")) for item in steps)
