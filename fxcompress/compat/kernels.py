@@ -20,6 +20,7 @@ def compile_for_rows(
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx import GraphModule
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -36,7 +37,8 @@ def compile_for_rows(
         how: dict[str, Any] = {"tracing_mode": "symbolic", "decomposition_table": select_decomp_table()}
         gm = make_fx(function, **how)(*inputs)
     gm.graph.eliminate_dead_code()
-    gm.recompile()
+    # Without what tracing hangs on the module: its shape environment cannot be part of a compile cache's key.
+    gm = GraphModule({}, gm.graph)
     with tracing(TracingContext(mode)):
         compiled: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] = compile_fx_inner(gm, inputs)
     return compiled

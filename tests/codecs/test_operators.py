@@ -1,6 +1,11 @@
 """Codecs called as operators compute, bit for bit, what the codecs compute, whatever the sizes."""
 
+import ast
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +69,21 @@ def test_a_fresh_compile_cache_is_without_our_kernels() -> None:
     assert operators._kernel.cache_info().currsize
     clear_caches()
     assert not operators._kernel.cache_info().currsize
+
+
+def test_another_process_takes_the_code_from_the_compile_cache(tmp_path: Path) -> None:
+    script = (
+        "import torch; from torch._dynamo.utils import counters\n"
+        "from fxcompress import codecs; from fxcompress.codecs import operators\n"
+        "text = operators.describe(codecs.make('affine', bits=8, rounding='nearest'))\n"
+        "for rows in (32, 48):\n"
+        "    parts = torch.ops.fxcompress.encode(torch.randn(rows, 128), 1, text, 0)\n"
+        "    torch.ops.fxcompress.decode(parts, [128], text, torch.float32)\n"
+        "print(dict(counters['inductor']))"
+    )
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = []
+    for _ in range(2):
+        ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        found.append(ast.literal_eval(ran.stdout.splitlines()[-1]))
+    assert found == [{"fxgraph_cache_miss": 2}, {"fxgraph_cache_hit": 2}]
