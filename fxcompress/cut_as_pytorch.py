@@ -13,6 +13,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.cut_to_budget import Cutter, Rewriter
 from fxcompress.errors import PlanError
+from fxcompress.options import Options
 from fxcompress.passes.cut_within import saved_nbytes
 from fxcompress.passes.find_cheap import find_cheap
 from fxcompress.pipeline import Result
@@ -39,8 +40,13 @@ class _Chooser:
         return list(dict.fromkeys((*(node for node in saved if node not in cheap), *origins)))
 
 
-def cut_as_pytorch(cut: Cutter, rewriting: Rewriter) -> Result:
+def cut_as_pytorch(cut: Cutter, rewriting: Rewriter, options: Options) -> Result:
     """Cut and rewrite the joint graph that `cut` holds.
+
+    Args:
+        cut: cuts the joint graph.
+        rewriting: rewrites what it gives.
+        options: which passes to leave out.
 
     Raises:
         PlanError: a plan is replayed that was made for another graph.
@@ -52,7 +58,7 @@ def cut_as_pytorch(cut: Cutter, rewriting: Rewriter) -> Result:
         kept = _rewritten(cut, rewriting, chooser)
     except PlanError as error:  # perhaps made for the other cut
         failure = error
-    if chooser.found_cheap:
+    if chooser.found_cheap and "find_cheap" not in options.disable_passes:
         chooser.rebuild_cheap = True
         try:
             rebuilt = _rewritten(cut, rewriting, chooser)

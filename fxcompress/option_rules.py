@@ -14,6 +14,8 @@ from fxcompress.precision import KEYS, NAMES, PrecisionRule
 INNER = ("inductor", "aot_eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
+PASSES = ("chunk_loss", "find_cheap", "outline", "pick_lowering", "pin_products", "rebuild_weights", "shield_inputs")
+"""What may be left out; `outline` is the part of `pick_lowering` that makes codecs operators."""
 PERCENT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})? *%", re.ASCII)
 
 
@@ -147,7 +149,10 @@ def _parse_names(value: object) -> object:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(value)
-    return tuple(sorted({name.strip() for name in names} - {""}))
+    stripped = {name.strip() for name in names} - {""}
+    for name in sorted(stripped.difference(PASSES)):
+        raise OptionError(f"unknown pass {name!r}: {nearest(name, PASSES)}")
+    return tuple(sorted(stripped))
 
 
 def _parse_patches(value: object) -> object:
@@ -251,6 +256,6 @@ RULES: dict[str, Rule] = {
     "plan": _optional(Rule("a path", _parse_path, str)),
     "save_plan": _optional(Rule("a path", _parse_path, str)),
     "strict": Rule("True or False", _parse_flag, _flag_from_text),
-    "disable_passes": Rule("a list of pass names", _parse_names, str),
+    "disable_passes": Rule(f"a list of pass names ({', '.join(PASSES)})", _parse_names, str),
     "limit": _optional(_integer(0, 2**31 - 1, "an integer ≥ 0")),
 }

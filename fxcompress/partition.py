@@ -135,7 +135,7 @@ def _compress(
     whole = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
     cutter: Cutter = functools.partial(cut_chunked, loss, cut) if loss.extra else cut
     if decided.budget is None:
-        result = cut_as_pytorch(cutter, rewriting)
+        result = cut_as_pytorch(cutter, rewriting, decided)
     else:
         plain_peak_bytes = whole.peak.peak_bytes if whole else None
         result = cut_to_budget(cutter, rewriting, decided, num_fwd_outputs + loss.extra, plain_peak_bytes)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxcompress.errors import OptionError
+from fxcompress.option_rules import PASSES
 from fxcompress.options import DEFAULTS, Options, from_mapping, parse_bytes, value_from_text
 
 
@@ -59,7 +60,8 @@ def test_defaults_need_no_thought():
         ({"plan": ""}, ["a path"]),
         ({"save_plan": 3}, ["a path"]),
         ({"strict": None}, ["True or False"]),
-        ({"disable_passes": [1]}, ["pass names"]),
+        ({"disable_passes": [1]}, ["pass names", "pin_products"]),
+        ({"disable_passes": ["pin_product"]}, ["unknown pass", "pin_products"]),
         ({"limit": -1}, ["≥ 0", "None"]),
     ],
 )
@@ -165,7 +167,7 @@ def test_a_wrong_variable_says_that_it_is_one(monkeypatch):
         ("mode", "default", "default"),
         ("plan", "a=b.json", "a=b.json"),
         ("inductor", '{"max_autotune": true}', (("max_autotune", True),)),
-        ("disable_passes", "b, a,b", ("a", "b")),
+        ("disable_passes", "outline, chunk_loss,outline", ("chunk_loss", "outline")),
     ],
 )
 def test_text_is_read_by_the_options_type(name: str, text: str, value: object):
@@ -192,7 +194,7 @@ VALUES = {
     "inductor": st.dictionaries(st.text(max_size=5), st.booleans() | st.lists(st.integers(), max_size=3), max_size=3),
     "save_plan": st.none() | st.just("p.json"),
     "strict": st.booleans(),
-    "disable_passes": st.lists(st.sampled_from(["a", "b", "c"])),
+    "disable_passes": st.lists(st.sampled_from(PASSES)),
     "limit": st.none() | st.integers(0, 100),
 }
 
@@ -225,7 +227,7 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     others = {
         "bits": 2, "operand_bits": 4, "codec": "float8", "rounding": "nearest", "group": 64, "lossy": False,
         "loss_chunks": 2, "min_bytes": 1, "seed": 1, "inner": "aot_eager", "mode": "default", "inductor": (("a", 1),),
-        "plan": "p.json", "strict": True, "disable_passes": ("a",), "limit": 1, "budget": "50%",
+        "plan": "p.json", "strict": True, "disable_passes": ("outline",), "limit": 1, "budget": "50%",
         "rules": [{"bits": 2}],
     }  # fmt: skip
     with_bound = {"error_bound": 0.1, "adaptive": True}

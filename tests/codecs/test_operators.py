@@ -84,6 +84,8 @@ def test_another_process_takes_the_code_from_the_compile_cache(tmp_path: Path) -
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     found = []
     for _ in range(2):
-        ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        ran = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
         found.append(ast.literal_eval(ran.stdout.splitlines()[-1]))
     assert found == [{"fxgraph_cache_miss": 2}, {"fxgraph_cache_hit": 2}]
