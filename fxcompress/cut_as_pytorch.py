@@ -17,6 +17,7 @@ from fxcompress.options import Options
 from fxcompress.passes.cut_within import saved_nbytes
 from fxcompress.passes.find_cheap import find_cheap
 from fxcompress.pipeline import Result
+from fxcompress.plan import GraphPlan
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def cut_as_pytorch(cut: Cutter, rewriting: Rewriter, options: Options) -> Result
         except PlanError as error:
             failure = failure or error
         else:
-            if kept is None or _peak_bytes(rebuilt) <= _peak_bytes(kept):
+            if kept is None or _is_better(rebuilt.plan, kept.plan):
                 return rebuilt
     if kept is None:
         assert failure is not None
@@ -79,5 +80,7 @@ def _rewritten(cut: Cutter, rewriting: Rewriter, chooser: _Chooser) -> Result:
     return rewriting(pair, chooser.plain_saved_bytes, None)
 
 
-def _peak_bytes(result: Result) -> int:
-    return result.plan.peak_after.peak_bytes
+def _is_better(rebuilt: GraphPlan, kept: GraphPlan) -> bool:
+    """A product that the caller gets as an output is not saved for it, and rebuilding it frees nothing."""
+    lower = rebuilt.peak_after.peak_bytes <= kept.peak_after.peak_bytes
+    return lower and rebuilt.saved_bytes_after < kept.saved_bytes_after

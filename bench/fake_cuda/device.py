@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch._prims_common import suggest_memory_format
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxcompress.codecs import lowering, planes
@@ -136,6 +137,8 @@ def fake_cuda() -> Iterator[None]:
         for name, value in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, _constant(value)))
         stack.enter_context(mock.patch.object(torch.cuda, "device", contextlib.nullcontext))
+        # A wheel with CUDA would ask for the driver.
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _constant(None)))
         interfaces = {"cuda": _interface(), "cuda:0": _interface()}
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, interfaces))
         # A wheel without CUDA refuses this method on the device, but not the operator behind it.
