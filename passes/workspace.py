@@ -14,6 +14,9 @@ from torch import fx
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.ops import op_name
 
+_DEPTHWISE_COPIES = 255
+"""16 x 16 channels, of which a depthwise filter uses the diagonal; less the copy that is counted anyway."""
+
 
 def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
     """Bytes allocated and freed inside `node`; `channels_last`: whether its maps lie so whatever their strides say."""
@@ -37,8 +40,15 @@ def _convolution_backward(node: fx.Node, channels_last: bool) -> int:
     mask = node.args[-1]
     grad_input = nbytes_of(x) if isinstance(mask, (list, tuple)) and mask[0] else 0
     if channels_last or _lies_channels_last(x):
-        return 2 * nbytes_of(weight)
+        return (2 + _DEPTHWISE_COPIES * _is_wide_depthwise(x, weight)) * nbytes_of(weight)
     return max(grad_input, nbytes_of(grad) + nbytes_of(x) + nbytes_of(weight))
+
+
+def _is_wide_depthwise(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Filters of one channel each, with more than 3 x 3 taps: oneDNN adds up their gradients in blocks of channels."""
+    taps = [size for size in weight.shape[2:] if isinstance(size, int)]
+    alone = weight.shape[1] == 1 and weight.shape[0] == x.shape[1] and max(taps, default=0) > 3
+    return alone and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _dropout(node: fx.Node, channels_last: bool) -> int:

@@ -60,6 +60,21 @@ def test_convolutions(shape: tuple[int, ...], channels_last: bool) -> None:
         assert abs(stated - measured(functools.partial(function, *inputs))) <= 0.2 * whole, function
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_depthwise_convolutions_with_channels_last(kernel: int) -> None:
+    channels, pad = 96, [kernel // 2] * 2
+    x, grad = (torch.randn(4, channels, 8, 8).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    weight = torch.randn(channels, 1, kernel, kernel).contiguous(memory_format=torch.channels_last)
+
+    def backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Any:
+        mask = [True, True, False]
+        return aten.convolution_backward(grad, x, weight, [0], [1, 1], pad, [1, 1], False, [0, 0], channels, mask)
+
+    stated = workspace_nbytes(node_of(backward, grad, x, weight), channels_last=True)
+    found = measured(functools.partial(backward, grad, x, weight))
+    assert abs(stated - found) <= 0.05 * found + 3 * weight.nbytes
+
+
 def test_dropout() -> None:
     x = torch.randn(64, 1000)
     node = node_of(lambda x: aten.native_dropout(x, 0.5, True), x)
