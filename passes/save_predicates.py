@@ -242,6 +242,9 @@ def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table:
     inputs = [_twin(fw, arg, env, table) for arg in node.all_input_nodes]
     if any(arg is None for arg in inputs):
         return None
+    if _is_times_one(node):
+        env[node] = env[node.args[0]]  # type: ignore[index]
+        return env[node]
     args = fx.map_arg(node.args, lambda arg: env[arg])
     kwargs = fx.map_arg(node.kwargs, lambda arg: env[arg])
     key = _key(node, args, kwargs)
@@ -252,6 +255,16 @@ def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table:
             table[key] = copy_node(fw.graph, node, dict(env), PREFIX + node.name)
     env[node] = table[key]
     return table[key]
+
+
+def _is_times_one(node: fx.Node) -> bool:
+    """`x * 1` of x's own dtype: the backward of softplus asks of it what the forward asks of x."""
+    if op_name(node) != "mul" or not isinstance(node.args[0], fx.Node) or isinstance(node.args[1], fx.Node):
+        return False
+    value, result = node.args[0].meta.get("val"), node.meta.get("val")
+    if not (isinstance(value, torch.Tensor) and isinstance(result, torch.Tensor)):
+        return False
+    return value.dtype is result.dtype and node.args[1] in (1, 1.0)
 
 
 def _repeatable(node: fx.Node) -> bool:

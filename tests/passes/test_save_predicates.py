@@ -1,6 +1,7 @@
 """Predicates: moved to the forward without changing a bit, and never read from a lossy value afterwards."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,31 @@ def test_a_value_asked_only_for_predicates_is_not_saved() -> None:
     plan = compressed(pair)
     kept = {d.tensor.name: d for d in plan.decisions if d.tensor.refusal not in CALLER_HELD}
     assert any(d.codec == "valueset" and dict(d.params)["count"] == 2 for d in kept.values())
+
+
+class Halved(torch.autograd.Function):
+    """Halves the gradient where x * beta is small, as the backward of softplus asks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, beta: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.beta = beta
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where(x * ctx.beta > 0.3, gradients[0], gradients[0] * 0.5), None
+
+
+@pytest.mark.parametrize(("beta", "masks"), [(1, 1), (2, 2)])
+def test_a_multiple_of_one_is_the_same_question(beta: float, masks: int) -> None:
+    def activation(x: torch.Tensor) -> torch.Tensor:
+        halved: torch.Tensor = Halved.apply(x, beta)  # type: ignore[no-untyped-call]
+        return torch.where(x > 0.3, halved.sin(), 0.0)
+
+    saved = [d for d in compressed(capture(network(activation), inputs())).decisions if d.codec == "valueset"]
+    assert len(saved) == masks
 
 
 def test_mask_only_finds_what_is_only_compared() -> None:
