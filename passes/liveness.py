@@ -18,6 +18,7 @@ from fxcompress.facts import Peak
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
+from fxcompress.passes.merge_sums import find_merged
 from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
 from fxcompress.passes.phases import Phase, phase_of
 from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
@@ -186,6 +187,8 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     steps: list[Step] = []
     seen: set[Buffer] = set()
     taken: dict[fx.Node, Expression] = {}
+    merged = find_merged(phase) if machine.fused and _on_cpu(phase) else {}
+    sums = set(merged.values())
     for node in phase.nodes:
         reads = frozenset[Buffer]().union(*(through.get(arg, frozenset()) for arg in node.all_input_nodes))
         if node.op != "call_function":
@@ -193,14 +196,14 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
         elif node.target is operator.getitem:
             # One element keeps no other alive.
             through[node] = frozenset(key for key, _ in buffers_of(node)) & reads or reads
-        elif _runs_nothing(node, phase, machine, reads, taken):
+        elif node in merged or (node not in sums and _runs_nothing(node, phase, machine, reads, taken)):
             through[node] = reads
         else:
             made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
             seen.update(key for key, _ in made)
             through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
-            generated = machine.fused and not is_opaque(node)
+            generated = machine.fused and not is_opaque(node) and node not in sums
             in_place = generated and op_name(node) not in _SCATTERS
             steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, generated, workspace))
     if not machine.fused:

@@ -5,6 +5,7 @@ import torch
 
 from fxcompress.passes.join_steps import Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.liveness import Machine, find_steps
+from fxcompress.passes.merge_sums import find_merged
 from fxcompress.passes.phases import phase_of
 from fxcompress.testing_graphs import capture
 
@@ -14,7 +15,7 @@ def test_a_residual_stream_is_stored_before_it_has_too_many_terms() -> None:
 
     def function(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         for weight in weights:
-            x = x + (x * 2.0) @ weight
+            x = x + ((x * 2.0) @ weight).sin()
         return x
 
     pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(9)])
@@ -92,3 +93,22 @@ def test_a_scatter_adds_into_its_constant_and_is_generated_where_no_threads_coll
     steps = find_steps(phase_of(capture(function, inputs).bw), Machine(fused=True))
     assert all(item.generated for item in steps) is (threads == 1)
     assert not any(item.name.startswith(("full", "new_zeros", "zeros")) for item in steps)
+
+
+@pytest.mark.parametrize(("read_again", "merged"), [(False, True), (True, False)])
+def test_a_product_runs_where_its_only_reader_sums_it(read_again: bool, merged: bool) -> None:
+    """Two products are added up: as one `addmm`, no more than one of them ever stands beside the sum."""
+
+    def function(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        product = x @ first
+        total = product + (x @ second).sin() @ second
+        return total.sin().sum() + (product.cos().sum() if read_again else 0.0)
+
+    inputs = [torch.randn(16, 16, requires_grad=True) for _ in range(3)]
+    phase = phase_of(capture(function, inputs).fw)
+    found = {product.name: total.name for product, total in find_merged(phase).items()}
+    assert ("mm" in found) is merged
+    names = [item.name for item in find_steps(phase, Machine(fused=True))]
+    assert ("mm" in names) is not merged
+    assert not any(product in names for product in found)
+    assert set(found.values()) <= set(names)
