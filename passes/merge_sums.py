@@ -1,7 +1,7 @@
 """Which sums Inductor writes as one `addmm` with a product: the product then runs where the sum stands.
 
-On a CPU every sum is written so whose one term is a product that nothing else reads; gradients that a loop adds up, step by
-step, then never stand beside one another. On a GPU Inductor prefers to fuse sums with their readers. Read-only.
+On a CPU every sum is written so whose one term is a product that nothing else reads; gradients that a loop adds up
+step by step then never stand beside one another. On a GPU Inductor prefers to fuse sums with their readers. Read-only.
 """
 
 import torch
