@@ -19,7 +19,7 @@ from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What a device does per second. `encode_passes`, `decode_passes`: how many copies of the tensor a stochastic
-    encode and a decode take as long as."""
+    encode and a decode take as long as. `call_s`: seconds that starting a kernel takes."""
 
     name: str
     bytes_per_s: float
@@ -27,13 +27,14 @@ class Rates:
     half_flops_per_s: float
     encode_passes: float
     decode_passes: float
+    call_s: float
 
 
-_CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5)
+_CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5, 5e-6)
 _GPUS = (
-    Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0),
-    Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0),
-    Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0),
+    Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0, 2.5e-6),
+    Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0, 2.5e-6),
+    Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0, 2.5e-6),
 )
 """Newest first; another GPU is taken for the last."""
 _FUSED = 0.25

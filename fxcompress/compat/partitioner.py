@@ -66,6 +66,24 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
         partitioners.choose_saved_values_set = original
 
 
+class _Answered(Exception):
+    """Ends a partition that was only asked for its question."""
+
+
+def ask_what_to_save(cut: Callable[..., Partition], listener: Callable[..., object]) -> None:
+    """Call `listener` as a `Chooser` when PyTorch asks what to save, and extract nothing.
+
+    It is not called where PyTorch does not ask: nothing depends on a tangent then.
+    """
+
+    def choose(*question: Any) -> list[fx.Node]:
+        listener(*question)
+        raise _Answered
+
+    with contextlib.suppress(_Answered), choosing_saved_values(choose):
+        cut(rebuild_more=True)
+
+
 @dataclass(frozen=True, slots=True)
 class RecomputeRules:
     """Nodes that depend on a tangent; other results of the backward; what runs once; what a checkpoint recomputes."""
