@@ -43,9 +43,11 @@ class _Judged:
 
     def key(self) -> tuple[bool, float, int]:
         """What fits before what does not; then by seconds, or by the lowest peak; then the fewest chunks."""
-        assert self.ranking.cuts is not None
-        best = self.ranking.cuts.ranked[0]
-        seconds = self.loss.decision.extra_s + best.recompute_s + best.code_s
+        cuts = self.ranking.cuts
+        assert cuts is not None
+        best = cuts.ranked[0]
+        # Each joint graph has a cut of PyTorch's own, from which `recompute_s` counts.
+        seconds = self.loss.decision.extra_s + cuts.plain_recompute_s + best.recompute_s + best.code_s
         return not best.fits, seconds if best.fits else best.lowest_peak_bytes, self.loss.decision.chunks
 
 
@@ -86,7 +88,7 @@ def _cutter(loss: Chunked, cut: Cutter) -> Cutter:
 def _judge(
     gm: fx.GraphModule, cut: Cutter, options: Options, numbers: tuple[int, ...], num_fwd_outputs: int, plain: PlainStep
 ) -> Iterator[_Judged]:
-    """The numbers of chunks with their cuts, from few to many, as long as more may take less time."""
+    """The numbers of chunks with their cuts, from few to many, as long as more take less time."""
     least_s = float("inf")
     for number in numbers:
         loss = chunk_loss(gm, num_fwd_outputs, options, count=number)
@@ -95,10 +97,11 @@ def _judge(
         cutter = _cutter(loss, cut)
         ranking = rank_cuts(cutter, options, num_fwd_outputs + loss.extra, plain.peak.peak_bytes)
         judged = _Judged(loss, cutter, ranking)
-        does_not_fit, seconds, _ = judged.key()
-        if not does_not_fit:
-            least_s = min(least_s, seconds)
         yield judged
+        does_not_fit, seconds, _ = judged.key()
+        if not does_not_fit and seconds > least_s:
+            return
+        least_s = least_s if does_not_fit else seconds
 
 
 def _first_that_fits(ranked: list[_Judged], rewriting: Rewriter, plain: PlainStep) -> Made:
