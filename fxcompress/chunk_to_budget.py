@@ -16,9 +16,9 @@ from fxcompress.cut_to_budget import Cutter, Ranking, Rewriter, cut_to_budget, r
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
+from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step
 from fxcompress.plan import LossDecision, Plan
-from fxcompress.pipeline import Result
 
 NUMBERS_TRIED = 2
 """What fits on the joint graph and not as rewritten graphs does so rarely with the next number too."""
