@@ -100,7 +100,10 @@ def measured(model: str, names: Sequence[str], *, bf16: bool, rounds: int) -> li
 
 
 def float64_gradients(job: Job) -> dict[str, Tensor]:
-    """The gradients of one step in float64, without compiling and without autocast; dropout masks as in the job's."""
+    """The gradients of one step in float64, without compiling and without autocast.
+
+    Inductor draws other dropout masks than this does, so that no distance to a model with dropout means anything.
+    """
     wide = replace(job, module=copy.deepcopy(job.module).double(), bf16=False)
     wide.step(wide.module).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in wide.module.named_parameters() if p.grad is not None}
