@@ -56,8 +56,8 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
 
     def choose(joint_graph: fx.Graph, node_info: NodeInfo, memory_budget: float = 1) -> list[fx.Node]:
         def torch_choice(rebuild_more: bool) -> list[fx.Node]:
-            relaxed: dict[str, Any] = {"recompute_views": rebuild_more, "ban_recompute_materialized_backward": not rebuild_more}
-            with config.patch(**relaxed), _cutting_fast():
+            patched = config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more)
+            with patched, _cutting_fast():
                 return list(original(joint_graph, node_info, memory_budget=memory_budget))
 
         return chooser(joint_graph, node_info, torch_choice)
