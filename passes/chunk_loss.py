@@ -123,7 +123,7 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     results = graph.graph_copy(gm.graph, {})
     (output,) = gm.graph.find_nodes(op="output")
     graph.output(results).meta.update(output.meta)
-    copy = fx.GraphModule(gm, graph)
+    copy = compat.make_graph_module(gm, graph)
     copy.meta.update(gm.meta)
     return copy
 

@@ -28,6 +28,7 @@ from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutp
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
+from fxcompress.compat.tracing import make_graph_module as make_graph_module
 
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""
