@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress import compat
 from fxcompress.passes.alias import hint, nbytes_of
 from fxcompress.passes.find_codec_nodes import find_codec_nodes
 from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
@@ -19,7 +20,7 @@ from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What a device does per second. `encode_passes`, `decode_passes`: how many copies of the tensor a stochastic
-    encode and a decode take as long as."""
+    encode and a decode take as long as. `call_s`: seconds that starting a kernel takes."""
 
     name: str
     bytes_per_s: float
@@ -27,13 +28,14 @@ class Rates:
     half_flops_per_s: float
     encode_passes: float
     decode_passes: float
+    call_s: float
 
 
-_CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5)
+_CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5, 5e-6)
 _GPUS = (
-    Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0),
-    Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0),
-    Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0),
+    Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0, 2.5e-6),
+    Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0, 2.5e-6),
+    Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0, 2.5e-6),
 )
 """Newest first; another GPU is taken for the last."""
 _FUSED = 0.25
@@ -49,7 +51,10 @@ def rates_of(device: torch.device) -> Rates:
 
 
 def recompute_s(node: fx.Node, rates: Rates) -> float:
-    """Seconds to run `node` once more, its inputs at hand; views and sizes are free."""
+    """Seconds to run `node` once more, its inputs at hand; views and sizes are free, a subgraph is the sum of its."""
+    inner = _subgraph(node)
+    if inner is not None:
+        return sum(recompute_s(called, rates) for called in inner.graph.nodes)
     vals = _tensors(node.meta.get("val"))
     if node.op != "call_function" or is_view(node) or not vals:
         return 0.0
@@ -99,15 +104,27 @@ def _tensors(val: object) -> list[torch.Tensor]:
     return [item for item in items if isinstance(item, torch.Tensor) and item.layout is torch.strided]
 
 
+def _subgraph(node: fx.Node) -> fx.GraphModule | None:
+    """The graph that a node calls."""
+    called = node.args[0] if node.target is compat.invoke_subgraph() else None
+    if not isinstance(called, fx.Node) or node.graph.owning_module is None:
+        return None
+    found = node.graph.owning_module.get_submodule(str(called.target))
+    return found if isinstance(found, fx.GraphModule) else None
+
+
 def _flops(node: fx.Node) -> int:
     """Floating-point operations of a product, convolution or attention; 0 for everything else."""
     from torch.utils.flop_counter import flop_registry
 
-    packet = getattr(node.target, "_overloadpacket", None)
+    target, given = node.target, node.args
+    if target is compat.auto_functionalized():
+        target, given = given[0], given[1:]  # type: ignore[assignment]
+    packet = getattr(target, "_overloadpacket", None)
     if packet not in flop_registry:
         return 0
     # It takes shapes for tensors; symbolic ones would leave guards behind.
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: _shapes(arg.meta.get("val")))
+    args, kwargs = fx.map_arg((given, node.kwargs), lambda arg: _shapes(arg.meta.get("val")))
     count: float = flop_registry[packet](*args, **kwargs, out_val=_shapes(node.meta.get("val")))
     return math.ceil(count)
 

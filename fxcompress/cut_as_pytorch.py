@@ -22,8 +22,12 @@ from fxcompress.plan import GraphPlan
 
 @dataclass(slots=True)
 class _Chooser:
-    """Answers what to save: PyTorch's choice, without its cheap products if `rebuild_cheap`."""
+    """Answers what to save: PyTorch's choice, without its cheap products if `rebuild_cheap`.
 
+    `compared`: whether to find out what PyTorch's default choice saves.
+    """
+
+    compared: bool
     rebuild_cheap: bool = False
     plain_saved_bytes: int | None = None
     found_cheap: bool = False
@@ -31,7 +35,8 @@ class _Chooser:
     def choose(
         self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]
     ) -> list[fx.Node]:
-        self.plain_saved_bytes = saved_nbytes(torch_choice(False))
+        if self.compared and self.plain_saved_bytes is None:
+            self.plain_saved_bytes = saved_nbytes(torch_choice(False))
         saved = torch_choice(True)
         cheap = find_cheap(saved)
         self.found_cheap = bool(cheap)
@@ -41,18 +46,19 @@ class _Chooser:
         return list(dict.fromkeys((*(node for node in saved if node not in cheap), *origins)))
 
 
-def cut_as_pytorch(cut: Cutter, rewriting: Rewriter, options: Options) -> Result:
+def cut_as_pytorch(cut: Cutter, rewriting: Rewriter, options: Options, *, compared: bool) -> Result:
     """Cut and rewrite the joint graph that `cut` holds.
 
     Args:
         cut: cuts the joint graph.
         rewriting: rewrites what it gives.
         options: which passes to leave out.
+        compared: whether the result's plan is to state what PyTorch's own cut of this graph saves.
 
     Raises:
         PlanError: a plan is replayed that was made for another graph.
     """
-    chooser = _Chooser()
+    chooser = _Chooser(compared)
     failure: PlanError | None = None
     kept: Result | None = None
     try:

@@ -36,7 +36,7 @@ class Rewriter(Protocol):
 
 
 @dataclass(slots=True)
-class _Chooser:
+class Ranking:
     """Answers what to save: nothing is decided at the first call, which ranks the cuts, then the cut it is told."""
 
     options: Options
@@ -79,23 +79,32 @@ class _Chooser:
         self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
 
 
-def cut_to_budget(
-    cut: Cutter, rewriting: Rewriter, options: Options, num_fwd_outputs: int, plain_peak_bytes: int | None = None
-) -> Result:
+def rank_cuts(cut: Cutter, options: Options, num_fwd_outputs: int, plain_peak_bytes: int | None = None) -> Ranking:
+    """Rank the cuts of the joint graph that `cut` holds; nothing is extracted.
+
+    Args:
+        cut: cuts the joint graph.
+        options: the budget, and what may be done to keep it.
+        num_fwd_outputs: how many outputs of the joint graph are the user's.
+        plain_peak_bytes: what a share is of, if not PyTorch's own cut of this joint graph.
+    """
+    ranking = Ranking(options, num_fwd_outputs, plain_peak_bytes)
+    compat.ask_what_to_save(cut, ranking.choose)
+    return ranking
+
+
+def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
     """Cut and rewrite the joint graph that `cut` holds.
 
     Args:
         cut: cuts the joint graph.
         rewriting: rewrites what it gives.
-        options: the budget, and what may be done to keep it.
-        num_fwd_outputs: how many outputs of the joint graph are the user's.
-        plain_peak_bytes: what a share is of, if not PyTorch's own cut of this joint graph.
+        chooser: its cuts as `rank_cuts` gives them.
 
     Raises:
         BudgetError: no cut tried leads to a pair that keeps the budget.
         PlanError: a plan is replayed that was made for another graph.
     """
-    chooser = _Chooser(options, num_fwd_outputs, plain_peak_bytes)
     failures: list[BudgetError | PlanError] = []
     while chooser.taken < CUTS_TRIED and (chooser.cuts is None or chooser.taken < len(chooser.cuts.ranked)):
         with compat.choosing_saved_values(chooser.choose):
@@ -115,7 +124,7 @@ def _height(error: BudgetError | PlanError) -> float:
     return error.peak_bytes if isinstance(error, BudgetError) else float("inf")
 
 
-def _budget(chooser: _Chooser) -> Budget:
+def _budget(chooser: Ranking) -> Budget:
     assert chooser.cuts is not None
     cut: Cut = chooser.cuts.ranked[chooser.taken]
     lowest = min(other.lowest_peak_bytes for other in chooser.cuts.ranked)

@@ -4,12 +4,14 @@
 function for `aot_autograd(partition_fn=…)` in other stacks.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ import torch
 from torch import fx
 
 from fxcompress import compat, ledger, pipeline, plan_io
+from fxcompress.chunk_to_budget import Made, chunk_to_budget
 from fxcompress.cut_as_pytorch import cut_as_pytorch
-from fxcompress.cut_to_budget import Cutter, cut_to_budget
+from fxcompress.cut_to_budget import Cutter, Rewriter
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
-from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
+from fxcompress.passes.chunk_loss import chunk_loss, cut_chunked
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
@@ -67,16 +70,36 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
         )
         try:
             refuse_unsupported(gm)
-            loss = chunk_loss(gm, num_fwd_outputs, options, self._plan)
-            return _compress(
-                cut, loss, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose
-            )
+            with _without_collections():
+                return self._compress(gm, cut, options, num_fwd_outputs, static_lifetime_input_indices)
         except UnsupportedGraphError as error:
             if options.strict:
                 raise
             ledger.record_unchanged(str(error))
             warnings.warn(f"actcomp: a graph is compiled unchanged: {error}", stacklevel=2)
             return cut(rebuild_more=False)
+
+    def _compress(
+        self,
+        gm: fx.GraphModule,
+        cut: Cutter,
+        options: Options,
+        num_fwd_outputs: int,
+        static_indices: Sequence[int] | None,
+    ) -> compat.Partition:
+        """Chunk the logits, cut and rewrite, and record the plan."""
+        plan = self._plan
+        rewriting = functools.partial(_rewritten, options, plan, num_fwd_outputs, static_indices, self._decompose)
+        if pipeline.decided(plan, options).budget is None:
+            made = _without_budget(gm, cut, rewriting, options, plan, num_fwd_outputs)
+        else:
+            made = chunk_to_budget(gm, cut, rewriting, options, plan, num_fwd_outputs)
+        recorded = dataclasses.replace(made.result.plan, loss=made.loss)
+        if (plain := made.plain) and made.loss.chunks:
+            recorded = dataclasses.replace(recorded, plain_saved_bytes=plain.saved_bytes, peak_before=plain.peak)
+        ledger.record(recorded, options)
+        compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([recorded], options)))
+        return made.result.fw, made.result.bw
 
 
 def partition_fn(options: Options | None = None) -> PartitionFn:
@@ -120,31 +143,26 @@ def refuse_unsupported(joint: fx.GraphModule) -> None:
                     raise UnsupportedGraphError(f"{node.name}: data-dependent size {size} in {tuple(sizes)}")
 
 
-def _compress(
-    cut: Cutter,
-    loss: Chunked,
-    options: Options,
-    plan: Plan | None,
-    num_fwd_outputs: int,
-    static_indices: Sequence[int] | None,
-    decompose: bool,
-) -> compat.Partition:
-    """Cut and rewrite; the first of the cuts that a budget allows whose rewritten pair keeps it."""
-    rewriting = functools.partial(_rewritten, options, plan, num_fwd_outputs, static_indices, decompose)
-    decided = pipeline.decided(plan, options)
-    whole = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Put off garbage collections: graphs are many objects, and nearly all are alive until the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _without_budget(
+    gm: fx.GraphModule, cut: Cutter, rewriting: Rewriter, options: Options, plan: Plan | None, num_fwd_outputs: int
+) -> Made:
+    """PyTorch's cut, rewritten."""
+    loss = chunk_loss(gm, num_fwd_outputs, options, plan)
+    plain = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
     cutter: Cutter = functools.partial(cut_chunked, loss, cut) if loss.extra else cut
-    if decided.budget is None:
-        result = cut_as_pytorch(cutter, rewriting, decided)
-    else:
-        plain_peak_bytes = whole.peak.peak_bytes if whole else None
-        result = cut_to_budget(cutter, rewriting, decided, num_fwd_outputs + loss.extra, plain_peak_bytes)
-    made = dataclasses.replace(result.plan, loss=loss.decision)
-    if whole:
-        made = dataclasses.replace(made, plain_saved_bytes=whole.saved_bytes, peak_before=whole.peak)
-    ledger.record(made, options)
-    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([made], options)))
-    return result.fw, result.bw
+    return Made(cut_as_pytorch(cutter, rewriting, options, compared=plain is None), loss.decision, plain)
 
 
 def _rewritten(

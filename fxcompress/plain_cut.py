@@ -1,10 +1,8 @@
 """PyTorch's own cut of a joint graph: what a plan is compared with.
 
-`torch_cut(cut, …)` makes it, `plain_step(cut, …)` says what a step under it needs, and `plain_partition` is it as a
-partitioner. Nothing is rewritten.
+`plain_partition` makes it, as a partitioner; `plain_step(cut, …)` says what a step under it needs. Read-only.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ from fxcompress.cut_to_budget import Cutter
 from fxcompress.facts import Peak
 from fxcompress.passes.cut_within import saved_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
-from fxcompress.passes.liveness import Machine, find_peak
+from fxcompress.passes.liveness import Machine, find_cut_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +25,18 @@ class PlainStep:
     peak: Peak
 
 
-def torch_cut(cut: Cutter) -> tuple[compat.Partition, int]:
-    """PyTorch's default cut, and the bytes that it saves; 0 if it did not ask what to save."""
-    plain: list[int] = []
-
-    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-        default = torch_choice(False)
-        plain.append(saved_nbytes(default))
-        return default
-
-    with compat.choosing_saved_values(choose):
-        pair = cut(rebuild_more=False)
-    return pair, plain[0] if plain else 0
-
-
 def plain_step(cut: Cutter, inner: str, num_fwd_outputs: int) -> PlainStep:
-    """What a step needs under PyTorch's default cut, run by the inner compiler `inner`."""
-    (fw, bw), saved = torch_cut(cut)
-    return PlainStep(saved, find_peak(fw, bw, num_fwd_outputs, machine_of(fw, inner)))
+    """What a step needs under PyTorch's default cut, run by the inner compiler `inner`. No graph is extracted."""
+    found: list[PlainStep] = []
+
+    def look(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> None:
+        saved, gm = torch_choice(False), joint.owning_module
+        assert gm is not None
+        peak = find_cut_peak(joint, saved, num_fwd_outputs, machine_of(gm, inner))
+        found.append(PlainStep(saved_nbytes(saved), peak))
+
+    compat.ask_what_to_save(cut, look)
+    return found[0] if found else PlainStep(0, Peak(0, "", 0, 0, ()))
 
 
 def plain_partition(
@@ -56,17 +48,17 @@ def plain_partition(
     **kwargs: Any,
 ) -> compat.Partition:
     """PyTorch's default cut as a partitioner."""
-    cut = functools.partial(
-        compat.partition,
-        gm,
-        joint_inputs,
-        num_fwd_outputs=num_fwd_outputs,
-        static_lifetime_input_indices=static_lifetime_input_indices,
-    )
-    return torch_cut(cut)[0]
+    with compat.choosing_saved_values(lambda joint, info, torch_choice: torch_choice(False)):
+        return compat.partition(
+            gm,
+            joint_inputs,
+            num_fwd_outputs=num_fwd_outputs,
+            static_lifetime_input_indices=static_lifetime_input_indices,
+            rebuild_more=False,
+        )
 
 
-def machine_of(fw: fx.GraphModule, inner: str) -> Machine:
-    """How the inner compiler `inner` runs the pair that `fw` is the forward of."""
+def machine_of(gm: fx.GraphModule, inner: str) -> Machine:
+    """How the inner compiler `inner` runs a joint graph, or the pair that `gm` is the forward of."""
     fused = inner == "inductor"
-    return Machine(fused, fused and bool(find_channels_last(fw)))
+    return Machine(fused, fused and bool(find_channels_last(gm)))

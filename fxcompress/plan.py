@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fxcompress.facts import Peak, SavedTensor, Size
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 Param = int | float | str | bool
 KEEP = "keep"
 ATEN, TRITON, OPERATOR = "aten", "triton", "operator"
@@ -61,6 +61,8 @@ class LossDecision:
     nbytes: int = 0
     """Of the logits as a whole."""
     chunk_nbytes: int = 0
+    extra_s: float = 0.0
+    """Modelled seconds that chunks take longer than whole logits would."""
     layer: str = ""
     source: str = ""
 

@@ -136,7 +136,7 @@ def _point(label: str, kind: Kind, step: _Step, plain: _Step) -> Point:
         kind,
         peak_bytes=_peak_bytes(step.needs),
         saved_bytes=sum(need.saved_bytes for need in step.needs),
-        extra_s=step.repeated_s - plain.repeated_s + _code_s(step.plans, step.rates),
+        extra_s=step.repeated_s - plain.repeated_s + _code_s(step.plans, step.rates) + _chunks_s(step.plans),
         step_s=plain.step_s,
         stored_error=_stored_error(step.plans),
     )
@@ -184,6 +184,10 @@ def _encoded(plans: Sequence[GraphPlan]) -> Iterator[tuple[Decision, int]]:
         for decision, before, _ in counted(plan.decisions):
             if decision.codec not in (KEEP, SHARED):
                 yield decision, before
+
+
+def _chunks_s(plans: Sequence[GraphPlan]) -> float:
+    return sum(plan.loss.extra_s for plan in plans)
 
 
 def _code_s(plans: Sequence[GraphPlan], rates: costs.Rates) -> float:

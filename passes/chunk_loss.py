@@ -13,7 +13,8 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.options import Options
-from fxcompress.passes.alias import hint, nbytes_of
+from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.chunk_counts import counts, extra_s, usual_count
 from fxcompress.passes.find_loss import find_loss, large_products
 from fxcompress.passes.find_saved import layer_of, source_of
 from fxcompress.passes.fingerprint import fingerprint
@@ -27,10 +28,6 @@ from fxcompress.plan import LossDecision, Plan
 
 LEAST_NBYTES = 16 * 2**20
 """Smaller logits are left whole under `auto`: nothing is gained."""
-MOST_CHUNKS = 16
-LEAST_ROWS = {"cpu": 128}
-"""Tokens per chunk under `auto`: with fewer, adding up the weight's gradient takes as long as the products."""
-LEAST_ROWS_ELSEWHERE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,22 @@ class Chunked:
     decision: LossDecision
 
 
-def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, plan: Plan | None = None) -> Chunked:
+def budget_counts(joint: fx.GraphModule, options: Options) -> tuple[int, ...]:
+    """The numbers of chunks that a budget chooses from, rising; empty where `chunk_loss` decides alone."""
+    if options.loss_chunks != "auto" or "chunk_loss" in options.disable_passes:
+        return ()
+    _, found = _find(joint, LEAST_NBYTES)
+    return counts(found) if isinstance(found, Region) else ()
+
+
+def chunk_loss(
+    joint: fx.GraphModule,
+    num_fwd_outputs: int,
+    options: Options,
+    plan: Plan | None = None,
+    *,
+    count: int | None = None,
+) -> Chunked:
     """Chunk the logits of a joint graph; it is not edited.
 
     Args:
@@ -50,6 +62,7 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
         num_fwd_outputs: how many of its outputs are the user's.
         options: `loss_chunks` asks for a number of chunks.
         plan: a plan to replay, which states it.
+        count: where a budget chose, that number; 0: none.
     """
     if (options.loss_chunks == 0 and plan is None) or "chunk_loss" in options.disable_passes:
         return Chunked(joint, 0, LossDecision(reason="off"))
@@ -59,26 +72,33 @@ def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, pl
         request = next((graph.loss.chunks for graph in plan.graphs if graph.loss.graph == key), 0)
         if request == 0:
             return Chunked(joint, 0, next((g.loss for g in plan.graphs if g.loss.graph in (key, "")), LossDecision()))
-    least = LEAST_NBYTES if request == "auto" else 1
-    found = None
-    if large_products(joint.graph, least):
-        gm = copy_graph(joint)
-        _expand_nll(gm.graph)
-        found = find_loss(gm.graph, least)
+    gm, found = _find(joint, LEAST_NBYTES if request == "auto" else 1)
     if found is None:
         return Chunked(joint, 0, LossDecision(key, reason="no product of this size leads to a loss"))
     if isinstance(found, Declined):
         return Chunked(joint, 0, _decision(key, found.start, 0, found.reason))
-    chunks = choose_chunks(found) if request == "auto" else int(request)
+    if count == 0:
+        return Chunked(joint, 0, _decision(key, found.start, 0, "the budget is met without"))
+    chunks = count or (usual_count(found) if request == "auto" else int(request))
     if chunks < 2:
         return Chunked(joint, 0, _decision(key, found.start, 0, "too few tokens for chunks to pay"))
     fused = options.inner == "inductor"
     outline = fused and "outline" not in options.disable_passes and _is_static(found)
+    decision = _decision(key, found.start, chunks, "", extra_s(found, chunks))
     try:
         extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
     except Unchunkable as reason:
         return Chunked(joint, 0, _decision(key, found.start, 0, str(reason)))
-    return Chunked(gm, extra, _decision(key, found.start, chunks, ""))
+    return Chunked(gm, extra, decision)
+
+
+def _find(joint: fx.GraphModule, least_nbytes: int) -> tuple[fx.GraphModule, Region | Declined | None]:
+    """An edited copy of a joint graph with the region in it, or why there is none; the graph itself if nothing is."""
+    if not large_products(joint.graph, least_nbytes):
+        return joint, None
+    gm = copy_graph(joint)
+    _expand_nll(gm.graph)
+    return gm, find_loss(gm.graph, least_nbytes)
 
 
 def cut_chunked(chunked: Chunked, cut: Callable[..., compat.Partition], *, rebuild_more: bool) -> compat.Partition:
@@ -97,23 +117,13 @@ def _is_static(region: Region) -> bool:
     return all(isinstance(size, int) for node in region.rows for size in node.meta["val"].shape)
 
 
-def choose_chunks(region: Region) -> int:
-    """The number of chunks under `auto`: a power of two, as many as leave each chunk enough tokens."""
-    tokens = hint(region.shape[0])
-    least = LEAST_ROWS.get(region.start.meta["val"].device.type, LEAST_ROWS_ELSEWHERE)
-    chunks = 1
-    while 2 * chunks <= MOST_CHUNKS and tokens >= 2 * chunks * least:
-        chunks *= 2
-    return chunks
-
-
 def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     """A graph with nodes of its own, sharing the fake values."""
     graph = fx.Graph()
     results = graph.graph_copy(gm.graph, {})
     (output,) = gm.graph.find_nodes(op="output")
     graph.output(results).meta.update(output.meta)
-    copy = fx.GraphModule(gm, graph)
+    copy = compat.make_graph_module(gm, graph)
     copy.meta.update(gm.meta)
     return copy
 
@@ -147,7 +157,7 @@ def _inline_definition(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _decision(key: str, start: fx.Node, chunks: int, reason: str) -> LossDecision:
+def _decision(key: str, start: fx.Node, chunks: int, reason: str, extra_s: float = 0.0) -> LossDecision:
     val = start.meta["val"]
     assert isinstance(val, torch.Tensor)
     return LossDecision(
@@ -158,6 +168,7 @@ def _decision(key: str, start: fx.Node, chunks: int, reason: str) -> LossDecisio
         dtype=str(val.dtype).removeprefix("torch."),
         nbytes=nbytes_of(val),
         chunk_nbytes=nbytes_of(val) // max(chunks, 1),
+        extra_s=extra_s,
         layer=layer_of(start),
         source=source_of(start),
     )

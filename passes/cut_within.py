@@ -47,11 +47,13 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """All cuts, the best first; what PyTorch's own saves and its peak, unencoded; modelled seconds of the step."""
+    """All cuts, the best first; what PyTorch's own saves, its peak, unencoded, and what it recomputes; modelled seconds
+    of the step."""
 
     ranked: tuple[Cut, ...]
     plain_saved_bytes: int
     plain_peak_bytes: int
+    plain_recompute_s: float
     step_s: float
 
 
@@ -98,7 +100,7 @@ def cut_within(
     base_s = _recompute_s(model, *_phases(model, plain))
     distinct = {frozenset(saved): (name, saved) for name, saved in reversed(named)}
     cuts = [_evaluate(model, name, saved, limit, base_s) for name, saved in reversed(distinct.values())]
-    return Cuts(tuple(sorted(cuts, key=_rank)), saved_nbytes(plain), before, model.step_s)
+    return Cuts(tuple(sorted(cuts, key=_rank)), saved_nbytes(plain), before, base_s, model.step_s)
 
 
 def saved_nbytes(saved: Sequence[fx.Node]) -> int:

@@ -8,7 +8,7 @@ gradients of other activations (`propagating`). Read-only.
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +60,14 @@ def gradient_nodes(bw: fx.GraphModule, saved: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def reached(sources: Iterator[fx.Node] | list[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Edges (node, user) over which a change of a source's values can spread, each once."""
+def reached(
+    sources: Iterator[fx.Node] | list[fx.Node], beyond: Container[fx.Node] = ()
+) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Edges (node, user) over which a change of a source's values can spread, each once, none that leaves `beyond`."""
     stack, seen = list(sources), set[tuple[fx.Node, fx.Node]]()
     while stack:
         node = stack.pop()
-        for user in node.users:
+        for user in node.users if node not in beyond else ():
             if (node, user) in seen or user.op == "output":
                 continue
             seen.add((node, user))
@@ -155,9 +157,8 @@ class _Uses:
 def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node]) -> _Uses:
     """Follow one float tensor to where it meets gradients."""
     uses = _Uses()
-    for node, user in reached([source]):
-        if node in gradients:
-            continue  # already mixed; what follows was judged at the mixing node
+    # What leaves a gradient was judged where it was mixed in.
+    for node, user in reached([source], gradients):
         name = op_name(user)
         uses.product = uses.product or name in GEMMS or name in ("convolution", "convolution_backward")
         if is_attention(user):

@@ -15,19 +15,21 @@ from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import source_of
 from fxcompress.passes.linear_in import depends_on_tangents, explain_nonlinear
 from fxcompress.passes.loss_region import Cut, Declined, Region
-from fxcompress.passes.ops import GEMMS, full_name, is_attention, op_name
+from fxcompress.passes.ops import GEMMS, MOVES, full_name, is_attention, op_name
 from fxcompress.passes.row_ops import TokenSum, family, sums_tokens
 from fxcompress.passes.row_slices import cut_of
 from fxcompress.passes.token_rows import Read, Rows, Unchunkable, shape_of, tensors
 
 NORMALIZERS = frozenset("amax logsumexp _log_softmax _softmax".split())
 """What makes a large product look like logits, so that a report says why it is not chunked."""
+VOCABULARY_OVER_WIDTH = 8
+"""A product that is so much wider than its operand looks like logits too where the caller gets it as it is."""
 
 
 def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:
     """The region of the largest logits of at least `least_nbytes` bytes (counted in fp32), or why it is none.
 
-    None: no product of that size leads to a normalization.
+    None: no product of that size leads to a normalization, or is returned as logits are.
     """
     tangents = depends_on_tangents(graph)
     starts = [node for node in large_products(graph, least_nbytes) if node not in tangents]
@@ -37,7 +39,7 @@ def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:
         try:
             return search.region()
         except Unchunkable as reason:
-            if declined is None and search.normalizes():
+            if declined is None and (search.normalizes() or search.is_returned()):
                 declined = Declined(start, str(reason))
     return declined
 
@@ -113,12 +115,26 @@ class _Search:
             seen.update(users)
         return False
 
+    def is_returned(self) -> bool:
+        """Whether the caller gets the start, moved or cast at most, and it is as wide as logits are."""
+        hidden = self.start.args[0 if op_name(self.start) == "mm" else 1]
+        assert isinstance(hidden, fx.Node)
+        if hint(shape_of(self.start)[1]) < VOCABULARY_OVER_WIDTH * hint(shape_of(hidden)[1]):
+            return False
+        pending = [self.start]
+        while pending:
+            users = list(pending.pop().users)
+            if any(user.op == "output" for user in users):
+                return True
+            pending += [user for user in users if op_name(user) in MOVES]
+        return False
+
     def _follow(self, node: fx.Node) -> None:
         """Place the tokens of one node that may depend on the logits."""
         operands = node.all_input_nodes
         known = [arg for arg in operands if arg in self.rows and arg not in self.ends]
         if node.op == "output":
-            self.other[node] = "the caller gets it"
+            self.other[node] = "the caller gets it; compile a function that returns the loss alone"
         elif any(arg in self.other or arg in self.sums or arg in self.ends for arg in operands):
             self.other[node] = self._inherited(operands)
         elif known:

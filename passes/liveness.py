@@ -9,6 +9,7 @@ memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.merge_sums import find_merged
 from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
-from fxcompress.passes.phases import Phase, phase_of
+from fxcompress.passes.phases import Phase, cut_phases, phase_of
 from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
 from fxcompress.passes.workspace import workspace_nbytes
 
@@ -62,11 +63,18 @@ def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, mach
         num_fwd_outputs: how many forward outputs are the user's.
         machine: how they are run.
     """
-    forward, backward = find_halves(fw, bw, num_fwd_outputs, machine)
-    before, after = (simulate(half.steps, half.given, half.uncounted, half.kept) for half in (forward, backward))
-    handed = {key: size for out in _handed(fw, num_fwd_outputs) for key, size in buffers_of(out)}
-    resident = sum(size for key, size in handed.items() if key not in forward.uncounted)
-    return _peak(before, after, resident)
+    return _peak(*find_halves(fw, bw, num_fwd_outputs, machine), _handed(fw, num_fwd_outputs))
+
+
+def find_cut_peak(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int, machine: Machine) -> Peak:
+    """The same for a joint graph that PyTorch would cut so that `saved` is handed over, without cutting it."""
+    forward, backward = cut_phases(joint, saved, num_fwd_outputs)
+    held = {key for node in forward.inputs for key, _ in buffers_of(node)}
+    kept = {key for out in forward.returned for key, _ in buffers_of(out)}
+    incoming = {key: size for node in backward.inputs for key, size in buffers_of(node)}
+    gradients = {key for out in backward.returned for key, _ in buffers_of(out)}
+    before = Half(find_steps(forward, machine), {}, held, kept)
+    return _peak(before, Half(find_steps(backward, machine), incoming, held | gradients, set()), saved)
 
 
 def find_halves(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, machine: Machine) -> tuple[Half, Half]:
@@ -109,7 +117,10 @@ def _is_returned(node: fx.Node) -> bool:
     return user.op == "output" or ((updated or is_view(user)) and _is_returned(user))
 
 
-def _peak(forward: list[tuple[str, int]], backward: list[tuple[str, int]], resident: int) -> Peak:
+def _peak(before: Half, after: Half, handed: Sequence[fx.Node]) -> Peak:
+    forward, backward = (simulate(half.steps, half.given, half.uncounted, half.kept) for half in (before, after))
+    saved = {key: size for node in handed for key, size in buffers_of(node)}
+    resident = sum(size for key, size in saved.items() if key not in before.uncounted)
     empty = ("", 0)
     top_forward = max(forward, key=lambda item: item[1], default=empty)
     top_backward = max(backward, key=lambda item: item[1], default=("", resident))

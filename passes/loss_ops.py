@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _library = torch.library.Library("fxcompress", "DEF")  # type: ignore[no-untyped-call]
 _library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right) -> ()")  # type: ignore[no-untyped-call]
@@ -40,3 +41,8 @@ def _add_product_fake(total: Tensor, left: Tensor, right: Tensor) -> None:
 @torch.library.register_fake("fxcompress::after", lib=_library)  # type: ignore[untyped-decorator]
 def _after_fake(value: Tensor, done: Sequence[Tensor]) -> Tensor:
     return torch.empty_like(value)
+
+
+@register_flop_formula(torch.ops.fxcompress.add_product_)
+def _add_product_flops(total: list[int], left: list[int], right: list[int], **_: object) -> int:
+    return 2 * left[0] * left[1] * right[1]

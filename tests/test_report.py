@@ -128,9 +128,12 @@ def test_the_table_says_everything_once(plan: Plan):
 def test_logits_have_a_line_where_there_are_any(plan: Plan):
     (graph,) = plan.graphs
     assert "logits" not in shown(plan)
-    loss = LossDecision("f", 16, "", (8192, 50257), "float32", 1646821376, 102926336, "head", "model.py:9")
+    loss = LossDecision("f", 16, "", (8192, 50257), "float32", 1646821376, 102926336, 0.002, "head", "model.py:9")
     chunked = replace(plan, graphs=(replace(graph, loss=loss),))
-    assert "8192x50257 float32, 1.53 GiB: 16 chunks of tokens, 98.2 MiB at a time" in shown(chunked)
+    assert (
+        "8192x50257 float32, 1.53 GiB: 16 chunks of tokens, 98.2 MiB at a time; modelled: 2 ms longer than whole"
+        in shown(chunked)
+    )
     whole = replace(plan, graphs=(replace(graph, loss=replace(loss, chunks=0, reason="the caller gets it")),))
     assert "1.53 GiB: whole, the caller gets it" in shown(whole)
 

@@ -19,6 +19,7 @@ from fxcompress.compat.partitioner import Chooser as Chooser
 from fxcompress.compat.partitioner import NodeInfo as NodeInfo
 from fxcompress.compat.partitioner import Partition as Partition
 from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
+from fxcompress.compat.partitioner import ask_what_to_save as ask_what_to_save
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
@@ -27,6 +28,7 @@ from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutp
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
+from fxcompress.compat.tracing import make_graph_module as make_graph_module
 
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress.solve.networkx_cut import networkx_cut
+
 Partition = tuple[fx.GraphModule, fx.GraphModule]
 
 
@@ -54,7 +56,8 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
 
     def choose(joint_graph: fx.Graph, node_info: NodeInfo, memory_budget: float = 1) -> list[fx.Node]:
         def torch_choice(rebuild_more: bool) -> list[fx.Node]:
-            with config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more):
+            patched = config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more)
+            with patched, _cutting_fast():
                 return list(original(joint_graph, node_info, memory_budget=memory_budget))
 
         return chooser(joint_graph, node_info, torch_choice)
@@ -64,6 +67,47 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
         yield
     finally:
         partitioners.choose_saved_values_set = original
+
+
+@contextlib.contextmanager
+def _cutting_fast() -> Iterator[None]:
+    """Let PyTorch's partitioner call our solver for `networkx.minimum_cut(graph, "source", "sink")`; the same cut.
+
+    `partitioners.solve_min_cut` looks the name up when it cuts: run in 2.13, read in 2.11.
+    """
+    import networkx
+
+    original = networkx.minimum_cut
+
+    def cut(graph: Any, source: Any, sink: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return networkx_cut(graph, source, sink)
+        except ValueError:  # networkx says what is wrong
+            return original(graph, source, sink, *args, **kwargs)
+
+    networkx.minimum_cut = cut
+    try:
+        yield
+    finally:
+        networkx.minimum_cut = original
+
+
+class _Answered(Exception):
+    """Ends a partition that was only asked for its question."""
+
+
+def ask_what_to_save(cut: Callable[..., Partition], listener: Callable[..., object]) -> None:
+    """Call `listener` as a `Chooser` when PyTorch asks what to save, and extract nothing.
+
+    It is not called where PyTorch does not ask: nothing depends on a tangent then.
+    """
+
+    def choose(*question: Any) -> list[fx.Node]:
+        listener(*question)
+        raise _Answered
+
+    with contextlib.suppress(_Answered), choosing_saved_values(choose):
+        cut(rebuild_more=True)
 
 
 @dataclass(frozen=True, slots=True)

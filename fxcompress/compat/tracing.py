@@ -1,7 +1,15 @@
-"""Types that PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
+"""What PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
 
+import torch
+from torch import fx
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependentOutputException
 from torch._subclasses.fake_tensor import DynamicOutputShapeException as DynamicOutputShapeException
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.fx._lazy_graph_module import _make_graph_module
+
+
+def make_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A graph module whose Python code is written only once it runs, if the compiler at work wants it so."""
+    return _make_graph_module(root, graph)

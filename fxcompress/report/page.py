@@ -8,7 +8,7 @@ from fxcompress.report.chart import draw_points, draw_timelines, mark_symbol
 from fxcompress.report.data import GraphView, Kind, Line, Point, Survey
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.style import style_sheet
-from fxcompress.report.text import human_bytes, printable, ratio, representation, short_op
+from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op
 from fxcompress.timeline import Life, Timeline
 
 LONGEST_LISTING = 5000
@@ -134,6 +134,7 @@ def _graph(view: GraphView, number: int, count: int) -> list[str]:
         _alive("the plan", view.after),
         "</details>",
         f"<h2>{name}What is saved, and how</h2>",
+        *([f"<p>Logits: {_text(logits(view.plan.loss))}.</p>"] if view.plan.loss.shape else []),
         _decisions(view),
         f"<h2>{name}The rewritten graphs</h2>",
         _listing("Forward graph", view.forward),

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, Fit, GraphPlan, LossDecision, Plan
+from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
-from fxcompress.report.text import human_bytes, printable, ratio, representation, short_op, signed_bytes
+from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op, signed_bytes
 
 PLAIN_WIDTH = 400
 """Columns where the output is no terminal and COLUMNS is not set: one line per row, as `grep` likes it."""
@@ -100,18 +100,11 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
     )
     lines.extend(_fit_line(fit) for fit in graph.fits)
     if graph.loss.shape:
-        lines.append(("logits", _logits_text(graph.loss)))
+        lines.append(("logits", logits(graph.loss)))
     _print_totals(console, lines)
     if verbose:
         for decision in held:
             print_line(console, f"  held by the caller: {decision.tensor.name}: {decision.tensor.refusal}")
-
-
-def _logits_text(loss: LossDecision) -> str:
-    size = f"{'x'.join(map(str, loss.shape))} {loss.dtype}, {human_bytes(loss.nbytes)}"
-    if loss.chunks:
-        return f"{size}: {loss.chunks} chunks of tokens, {human_bytes(loss.chunk_nbytes)} at a time"
-    return f"{size}: whole, {loss.reason}"
 
 
 def _saved_line(before: int, after: int, plain: int) -> tuple[str, str]:

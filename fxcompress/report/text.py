@@ -2,7 +2,7 @@
 
 import re
 
-from fxcompress.plan import TRITON, Decision, Param
+from fxcompress.plan import TRITON, Decision, LossDecision, Param
 
 ROUNDING = {"stochastic": "SR", "nearest": "RN"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -69,3 +69,12 @@ def _parameter(name: str, value: Param) -> str:
     if isinstance(value, bool):
         return name if value else ""
     return f"{name}={value}" if value else ""
+
+
+def logits(loss: LossDecision) -> str:
+    """What is done about logits, for a graph that has some."""
+    size = f"{'x'.join(map(str, loss.shape))} {loss.dtype}, {human_bytes(loss.nbytes)}"
+    if not loss.chunks:
+        return f"{size}: whole, {loss.reason}"
+    extra = f"modelled: {1e3 * loss.extra_s:.3g} ms longer than whole"
+    return f"{size}: {loss.chunks} chunks of tokens, {human_bytes(loss.chunk_nbytes)} at a time; {extra}"

@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.passes.alias import storage_key
 from fxcompress.passes.lifetimes import Group, find_lifetimes
-from fxcompress.passes.liveness import Machine, find_peak
+from fxcompress.passes.liveness import Machine, find_cut_peak, find_peak
 from fxcompress.passes.phases import cut_phases, phase_of
 from fxcompress.testing_graphs import copy_graph
 
@@ -78,6 +78,8 @@ def test_a_cut_is_what_pytorch_extracts(function: Function, rebuild_more: bool, 
             for slot in range(first, last + 1):
                 curve[slot] += nbytes
     peak = find_peak(fw, bw, count, Machine(fused))
+    unextracted = find_cut_peak(joint, saved, count, Machine(fused))
+    assert (unextracted.at, unextracted.timeline) == (peak.at, peak.timeline)
     if not fused:
         assert max(curve) == peak.peak_bytes
     else:

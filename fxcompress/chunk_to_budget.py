@@ -1,0 +1,122 @@
+"""The number of chunks of tokens that logits are computed in, as a budget wants it.
+
+More chunks lower the peak and take time, and so do recomputing and encoding: the number whose plan takes the least
+modelled time among those that fit is taken. Each is judged on its joint graph, where cuts are ranked without extracting
+one (`rank_cuts`); only the best are extracted and rewritten.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxcompress import pipeline
+from fxcompress.cut_to_budget import Cutter, Ranking, Rewriter, cut_to_budget, rank_cuts
+from fxcompress.errors import BudgetError
+from fxcompress.options import Options
+from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
+from fxcompress.pipeline import Result
+from fxcompress.plain_cut import PlainStep, plain_step
+from fxcompress.plan import LossDecision, Plan
+
+NUMBERS_TRIED = 2
+"""By time; what then does not fit as rewritten graphs is tried with the number that has the lowest peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A rewritten pair, with what was decided about its logits and PyTorch's own step where that was looked at."""
+
+    result: Result
+    loss: LossDecision
+    plain: PlainStep | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One number of chunks with its ranked cuts."""
+
+    loss: Chunked
+    cutter: Cutter
+    ranking: Ranking
+
+    def key(self) -> tuple[bool, float, int]:
+        """What fits before what does not; then by seconds, or by the lowest peak; then the fewest chunks."""
+        cuts = self.ranking.cuts
+        assert cuts is not None
+        best = cuts.ranked[0]
+        # Each joint graph has a cut of PyTorch's own, from which `recompute_s` counts.
+        seconds = self.loss.decision.extra_s + cuts.plain_recompute_s + best.recompute_s + best.code_s
+        return not best.fits, seconds if best.fits else best.lowest_peak_bytes, self.loss.decision.chunks
+
+    def lowest_peak_bytes(self) -> int:
+        """Of any of its cuts."""
+        assert self.ranking.cuts is not None
+        return min(cut.lowest_peak_bytes for cut in self.ranking.cuts.ranked)
+
+
+def chunk_to_budget(
+    gm: fx.GraphModule, cut: Cutter, rewriting: Rewriter, options: Options, plan: Plan | None, num_fwd_outputs: int
+) -> Made:
+    """Chunk the logits of a joint graph, cut it and rewrite the pair.
+
+    Args:
+        gm: the joint graph.
+        cut: cuts it.
+        rewriting: rewrites a pair.
+        options: the options given; those that a plan was made with replace them where they decide about graphs.
+        plan: a plan to replay, which states the number of chunks.
+        num_fwd_outputs: how many outputs of the joint graph are the user's.
+
+    Raises:
+        BudgetError: nothing tried leads to a pair that keeps the budget.
+        PlanError: a plan is replayed that was made for another graph.
+    """
+    decided = pipeline.decided(plan, options)
+    numbers = budget_counts(gm, options) if plan is None else ()
+    if numbers:
+        before = copy_graph(gm)  # PyTorch's partitioner edits the graph that it cuts
+        plain = plain_step(cut, options.inner, num_fwd_outputs)
+        judged = _judge(before, cut, decided, numbers, num_fwd_outputs, plain)
+        return _first_that_fits(sorted(judged, key=_Judged.key), rewriting, plain)
+    loss = chunk_loss(gm, num_fwd_outputs, options, plan)
+    found = plain_step(cut, options.inner, num_fwd_outputs) if loss.decision.shape else None
+    ranking = Ranking(decided, num_fwd_outputs + loss.extra, found.peak.peak_bytes if found else None)
+    return Made(cut_to_budget(_cutter(loss, cut), rewriting, ranking), loss.decision, found)
+
+
+def _cutter(loss: Chunked, cut: Cutter) -> Cutter:
+    return functools.partial(cut_chunked, loss, cut) if loss.extra else cut
+
+
+def _judge(
+    gm: fx.GraphModule, cut: Cutter, options: Options, numbers: tuple[int, ...], num_fwd_outputs: int, plain: PlainStep
+) -> Iterator[_Judged]:
+    """The numbers of chunks with their cuts, from few to many, as long as more take less time."""
+    least_s = float("inf")
+    for number in numbers:
+        loss = chunk_loss(gm, num_fwd_outputs, options, count=number)
+        if loss.decision.chunks != number or loss.decision.extra_s >= least_s:
+            return
+        cutter = _cutter(loss, cut)
+        ranking = rank_cuts(cutter, options, num_fwd_outputs + loss.extra, plain.peak.peak_bytes)
+        judged = _Judged(loss, cutter, ranking)
+        yield judged
+        does_not_fit, seconds, _ = judged.key()
+        if not does_not_fit and seconds > least_s:
+            return
+        least_s = least_s if does_not_fit else seconds
+
+
+def _first_that_fits(ranked: list[_Judged], rewriting: Rewriter, plain: PlainStep) -> Made:
+    failures = []
+    lowest = min(ranked, key=_Judged.lowest_peak_bytes)
+    best = ranked[:NUMBERS_TRIED]
+    for judged in best if lowest in best else [*best, lowest]:
+        try:
+            result = cut_to_budget(judged.cutter, rewriting, judged.ranking)
+            return Made(result, judged.loss.decision, plain)
+        except BudgetError as error:
+            failures.append(error)
+    raise min(failures, key=lambda error: error.peak_bytes)

@@ -1,0 +1,109 @@
+"""The number of chunks under a budget: least modelled time among those that fit, kept by the plan file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxcompress
+from fxcompress import chunk_to_budget as subject
+from fxcompress.options import Options
+from fxcompress.passes.chunk_counts import counts
+from fxcompress.plan import GraphPlan
+from fxcompress.report.text import logits
+from fxcompress.trace import explain
+
+WORDS, WIDTH, TOKENS = 8192, 64, 1024
+
+
+class Model(nn.Module):
+    """Layers whose saved tensors are as many bytes as its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, 2048) for _ in range(2))
+        self.back = nn.ModuleList(nn.Linear(2048, WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.embedding(x)
+        for up, down in zip(self.layers, self.back, strict=True):
+            h = h + down(F.gelu(up(h)))
+        return F.cross_entropy(self.head(h), y)
+
+
+def case() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return Model(), (torch.randint(0, WORDS, (TOKENS,)), torch.randint(0, WORDS, (TOKENS,)))
+
+
+def planned(**options: Any) -> GraphPlan:
+    (graph,) = explain(case, options=Options(**options)).graphs
+    return graph
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_a_loose_budget_leaves_logits_whole_and_a_tight_one_chunks_them(inner: str) -> None:
+    loose = planned(budget="100%", inner=inner)
+    assert (loose.loss.chunks, loose.loss.reason, loose.loss.extra_s) == (0, "the budget is met without", 0)
+    assert "whole, the budget is met without" in logits(loose.loss)
+    with pytest.raises(Exception, match="lowest predicted peak"):
+        planned(budget="30%", inner=inner, loss_chunks=0)
+    tight = planned(budget="30%", inner=inner)
+    assert tight.loss.chunks >= 2 and tight.loss.extra_s > 0
+    assert tight.peak_after.peak_bytes <= tight.fits[0].limit_bytes == int(0.3 * tight.peak_before.peak_bytes)
+    assert f"{1e3 * tight.loss.extra_s:.3g} ms longer than whole" in logits(tight.loss)
+
+
+@pytest.mark.parametrize("budget", ["70%", "30%"])
+def test_no_other_number_that_fits_takes_less_modelled_time(budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All numbers are judged, where the search ends when more chunks take more time."""
+    every: list[Any] = []
+
+    def judge_all(gm: Any, cut: Any, options: Any, numbers: Any, num_fwd_outputs: int, plain: Any) -> Any:
+        for number in numbers:
+            every.extend(judge(gm, cut, options, (number,), num_fwd_outputs, plain))
+        return iter(every)
+
+    judge = subject._judge
+    chosen = planned(budget=budget, inner="aot_eager").loss.chunks
+    monkeypatch.setattr(subject, "_judge", judge_all)
+    assert planned(budget=budget, inner="aot_eager").loss.chunks == chosen
+    assert [judged.loss.decision.chunks for judged in every] == [0, 2, 4, 8, 16, 32]
+    keys = {judged.loss.decision.chunks: judged.key() for judged in every}
+    assert keys[chosen] == min(keys.values()) and not keys[chosen][0]
+    lowest = [judged.ranking.cuts.ranked[-1].lowest_peak_bytes for judged in every]
+    assert lowest[0] > lowest[2]
+
+
+def test_a_stated_number_stays_and_off_is_off() -> None:
+    assert planned(budget="45%", inner="aot_eager", loss_chunks=16).loss.chunks == 16
+    whole = planned(budget="90%", inner="aot_eager", disable_passes=["chunk_loss"])
+    assert (whole.loss.chunks, whole.loss.reason) == (0, "off")
+
+
+@pytest.mark.parametrize("budget", ["100%", "30%"])
+def test_a_plan_file_replays_the_number(budget: str, tmp_path: Path) -> None:
+    module, batch = case()
+    gradients = []
+    path = str(tmp_path / "plan.json")
+    for options in ({"budget": budget, "save_plan": path}, {"plan": path}):
+        torch._dynamo.reset()
+        run = torch.compile(module, backend="actcomp", options={"inner": "aot_eager", **options})
+        module.zero_grad()
+        run(*batch).backward()
+        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    first, again = fxcompress.reports()[-2:]
+    assert first.loss == again.loss and first.decisions == again.decisions and first.fits == again.fits
+    assert (first.loss.chunks > 0) == (budget == "30%")
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_numbers_to_choose_from() -> None:
+    class Region:
+        shape = (100, WORDS)
+
+    assert counts(Region()) == (0, 2)  # type: ignore[arg-type]
