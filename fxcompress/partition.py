@@ -18,7 +18,8 @@ from torch import fx
 
 from fxcompress import compat, ledger, pipeline, plan_io
 from fxcompress.cut_to_budget import Cutter, Rewriter, cut_to_budget
-from fxcompress.errors import UnsupportedGraphError
+from fxcompress.error_table import ErrorTable
+from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
@@ -28,24 +29,43 @@ from fxcompress.plan import Plan
 
 log = logging.getLogger(__name__)
 PartitionFn = Callable[..., compat.Partition]
+_WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
+"""`bits` and `operand_bits` of cuts that are tried where both a budget and a limit on the error are stated."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What to do with a joint graph that `cut` cuts."""
+
+    cut: Cutter
+    options: Options
+    num_fwd_outputs: int
+    static_indices: Sequence[int] | None
+    decompose: bool
+    """Whether new nodes are decomposed as Inductor's are."""
+    plan: Plan | None = None
+    errors: ErrorTable | None = None
 
 
 class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
     """Inductor's view of us: a callable with a `uuid` that covers everything its result depends on."""
 
-    def __init__(self, options: Options, *, decompose: bool = True) -> None:
+    def __init__(self, options: Options, *, decompose: bool = True, errors: ErrorTable | None = None) -> None:
         # Where a report is written must not make another cache key.
         self._options = dataclasses.replace(options, save_plan=None)
         self._save_plan = options.save_plan
         self._decompose = decompose
         self._plan = plan_io.load(options.plan) if options.plan else None
+        self._errors = plan_io.load_errors(options.calibration) if options.calibration else errors
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_options": self._options, "_save_plan": None, "_decompose": self._decompose, "_plan": self._plan}
+        state = {"_options": self._options, "_decompose": self._decompose, "_plan": self._plan}
+        return {**state, "_errors": self._errors, "_save_plan": None}
 
     def uuid(self) -> str:
-        """Hash of our sources, the options and the replayed plan. Never None: caches would then ignore us."""
-        return digest(self._options, self._plan)
+        """Hash of our sources, the options, the replayed plan and the errors calibrated. Never None: caches would then
+        ignore us."""
+        return digest(self._options, self._plan, self._errors)
 
     def __call__(
         self,
@@ -64,18 +84,26 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
             num_fwd_outputs=num_fwd_outputs,
             static_lifetime_input_indices=static_lifetime_input_indices,
         )
+        request = Request(
+            cut,
+            options,
+            num_fwd_outputs,
+            static_lifetime_input_indices,
+            decompose=self._decompose,
+            plan=self._plan,
+            errors=self._errors,
+        )
         try:
-            refuse_unsupported(gm)
-            loss = chunk_loss(gm, num_fwd_outputs, options, self._plan)
-            return _compress(
-                cut, loss, options, self._plan, num_fwd_outputs, static_lifetime_input_indices, self._decompose
-            )
+            result = rewritten_pair(gm, request)
         except UnsupportedGraphError as error:
             if options.strict:
                 raise
             ledger.record_unchanged(str(error))
             warnings.warn(f"actcomp: a graph is compiled unchanged: {error}", stacklevel=2)
             return cut(rebuild_more=False)
+        ledger.record(result.plan, options)
+        compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([result.plan], options)))
+        return result.fw, result.bw
 
 
 def partition_fn(options: Options | None = None) -> PartitionFn:
@@ -86,9 +114,9 @@ def partition_fn(options: Options | None = None) -> PartitionFn:
     return ActcompPartitioner(options or Options(inner="aot_eager"), decompose=False)
 
 
-def digest(options: Options, plan: Plan | None) -> str:
+def digest(options: Options, plan: Plan | None, errors: ErrorTable | None = None) -> str:
     """Hash of everything that decides the rewritten graphs, besides the graphs themselves."""
-    stored = "" if plan is None else plan_io.dumps(plan)
+    stored = "".join(plan_io.dumps(each) for each in (plan, errors) if each is not None)
     text = "\n".join((source_digest(), options.canonical(), stored, str(torch.__version__)))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -119,58 +147,68 @@ def refuse_unsupported(joint: fx.GraphModule) -> None:
                     raise UnsupportedGraphError(f"{node.name}: data-dependent size {size} in {tuple(sizes)}")
 
 
-def _compress(
-    cut: Cutter,
-    loss: Chunked,
-    options: Options,
-    plan: Plan | None,
-    num_fwd_outputs: int,
-    static_indices: Sequence[int] | None,
-    decompose: bool,
-) -> compat.Partition:
-    """Cut and rewrite; the first of the cuts that a budget allows whose rewritten pair keeps it."""
-    rewriting = functools.partial(_rewritten, options, plan, num_fwd_outputs, static_indices, decompose)
-    decided = pipeline.decided(plan, options)
-    whole = plain_step(cut, options.inner, num_fwd_outputs) if loss.extra else None
-    cutter: Cutter = functools.partial(cut_chunked, loss, cut) if loss.extra else cut
+def rewritten_pair(gm: fx.GraphModule, request: Request) -> pipeline.Result:
+    """Cut a joint graph and rewrite the pair; the first of the cuts that a budget allows whose result keeps it.
+
+    Raises:
+        UnsupportedGraphError: the graph cannot be analysed.
+        BudgetError, AccuracyError, PlanError: as `pipeline.run`.
+    """
+    refuse_unsupported(gm)
+    count = request.num_fwd_outputs
+    loss = chunk_loss(gm, count, request.options, request.plan)
+    decided = pipeline.decided(request.plan, request.options)
+    whole = plain_step(request.cut, decided.inner, count) if loss.extra else None
+    cutter: Cutter = functools.partial(cut_chunked, loss, request.cut) if loss.extra else request.cut
+    rewriting = functools.partial(_rewritten, request)
     if decided.budget is None:
-        result = _cut_by_pytorch(cutter, rewriting)
+        result = rewriting(*torch_cut(cutter, rebuild_more=True), None)
     else:
         plain_peak_bytes = whole.peak.peak_bytes if whole else None
-        result = cut_to_budget(cutter, rewriting, decided, num_fwd_outputs + loss.extra, plain_peak_bytes)
+        result = _within_budget(cutter, rewriting, decided, count + loss.extra, plain_peak_bytes)
     made = dataclasses.replace(result.plan, loss=loss.decision)
     if whole:
         made = dataclasses.replace(made, plain_saved_bytes=whole.saved_bytes, peak_before=whole.peak)
-    ledger.record(made, options)
-    compat.emit_artifact("actcomp_plan", lambda: plan_io.dumps(ledger.make_plan([made], options)))
-    return result.fw, result.bw
+    return dataclasses.replace(result, plan=made)
 
 
-def _cut_by_pytorch(cut: Cutter, rewriting: Rewriter) -> pipeline.Result:
-    return rewriting(*torch_cut(cut, rebuild_more=True), None)
+def cut_settings(options: Options) -> list[Options]:
+    """Options to look for a cut under. A limit on the error leaves the widths open: the widest that keep the budget
+    leave the most choice."""
+    if options.max_error is None or options.budget is None:
+        return [pipeline.widest(options)]
+    start = pipeline.widest(options)
+    return [dataclasses.replace(start, bits=bits, operand_bits=operand) for bits, operand in _WIDTHS]
+
+
+def _within_budget(
+    cutter: Cutter, rewriting: Rewriter, decided: Options, num_fwd_outputs: int, plain_peak_bytes: int | None
+) -> pipeline.Result:
+    """As `cut_to_budget`, under the first setting that leads to a result."""
+    failures: list[BudgetError | PlanError] = []
+    for setting in cut_settings(decided):
+        try:
+            return cut_to_budget(cutter, rewriting, setting, num_fwd_outputs, plain_peak_bytes)
+        except (BudgetError, PlanError) as error:
+            failures.append(error)
+    raise next((error for error in failures if isinstance(error, BudgetError)), failures[0])
 
 
 def _rewritten(
-    options: Options,
-    plan: Plan | None,
-    num_fwd_outputs: int,
-    static_indices: Sequence[int] | None,
-    decompose: bool,
-    pair: compat.Partition,
-    plain_saved_bytes: int | None,
-    budget: pipeline.Budget | None,
+    request: Request, pair: compat.Partition, plain_saved_bytes: int | None, budget: pipeline.Budget | None
 ) -> pipeline.Result:
     fw, bw = pair
-    align_names(fw, bw, num_fwd_outputs)
+    align_names(fw, bw, request.num_fwd_outputs)
     inputs = placeholders(fw)
     return pipeline.run(
         fw,
         bw,
-        options,
-        num_fwd_outputs=num_fwd_outputs,
-        parameters=[inputs[i].name for i in static_indices or () if i < len(inputs)],
-        plan=plan,
+        request.options,
+        num_fwd_outputs=request.num_fwd_outputs,
+        parameters=[inputs[i].name for i in request.static_indices or () if i < len(inputs)],
+        plan=request.plan,
         plain_saved_bytes=plain_saved_bytes,
-        decompositions=compat.inductor_decompositions() if decompose else None,
+        decompositions=compat.inductor_decompositions() if request.decompose else None,
         budget=budget,
+        errors=request.errors,
     )

@@ -16,13 +16,14 @@ from typing import TypeVar
 
 from torch import fx
 
-from fxcompress import costs
-from fxcompress.errors import BudgetError
+from fxcompress import costs, plan_io
+from fxcompress.error_table import ErrorTable, GraphErrors
+from fxcompress.errors import BudgetError, OptionError, PlanError
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
 from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import Storage, find_storages
 from fxcompress.passes.check import check
-from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need, strictest
+from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_need, strictest
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
@@ -31,6 +32,8 @@ from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fit_budget import fit_budget
+from fxcompress.passes.fit_error import Peak as PeakLimit
+from fxcompress.passes.fit_error import fit_error
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
@@ -41,7 +44,7 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.values import Known, find_values
-from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
+from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,12 +52,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A rewritten pair with its plan. `timings_ms` lists the passes in the order they ran."""
+    """A rewritten pair with its plan. `encodings`: what `choose` would encode, whatever limits made of it.
+    `timings_ms` lists the passes in the order they ran."""
 
     fw: fx.GraphModule
     bw: fx.GraphModule
     plan: GraphPlan
     timings_ms: tuple[tuple[str, float], ...]
+    encodings: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,15 @@ class Budget:
     cut: str
     recompute_s: float
     step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the choice must keep: the options as stated, and a budget for the pair that will run on `machine`."""
+
+    stated: Options
+    budget: Budget | None
+    machine: Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,7 @@ def run(
     plain_saved_bytes: int | None = None,
     decompositions: object | None = None,
     budget: Budget | None = None,
+    errors: ErrorTable | None = None,
 ) -> Result:
     """Plan and rewrite one forward/backward pair. The graphs are edited in place.
 
@@ -116,13 +131,18 @@ def run(
         decompositions: operator decompositions of the compiler that gets the result, or None.
         budget: where the cut was chosen for a budget, what that comes to; None: what `options.budget` says of the pair.
 
+        errors: with `options.max_error`, what widths do to the gradient; read from `options.calibration` if None.
+
     Raises:
         BudgetError: the predicted peak of the rewritten pair is above the budget.
+        AccuracyError: the gradient's predicted error is above `options.max_error` whatever is chosen.
+        OptionError: `options.max_error` without errors.
         UnsupportedGraphError: the pair does not keep the partition contract.
-        PlanError: `plan` does not fit.
+        PlanError: `plan` does not fit, or `errors` know nothing of this graph.
         GraphError: the result breaks the contract (a bug in fxcompress).
     """
-    options = decided(plan, options or Options())
+    stated = decided(plan, options or Options())
+    options = widest(stated)
     clock = _Clock()
     count = count_user_outputs(fw, bw) if num_fwd_outputs is None else num_fwd_outputs
     fused = options.inner == "inductor"
@@ -143,11 +163,18 @@ def run(
             found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
         ),
     )
+    encodings = choice.encodings
     for text in find_unmatched(found.storages, options) if stored is None else ():
         warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
-    if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
-        choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
+    accuracies: tuple[Accuracy, ...] = ()
+    limits = _Limits(stated, budget or _own_budget(fw, bw, options, peak_before), machine)
+    if stored is None and stated.max_error is not None:
+        known = _errors_of(key, stated, errors)
+        fitted = clock.run("fit_error", lambda: _fit_error(fw, bw, found, choice, limits, known))
+        choice, fits, accuracies = fitted
+    elif stored is None and limits.budget is not None:
+        choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, limits))
         fits = (fit,)
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
@@ -162,9 +189,11 @@ def run(
     before = saved_bytes(first.saved)
     plain = before if plain_saved_bytes is None else plain_saved_bytes
     fits = stored.fits if stored is not None else _kept(fits, peak_after, options)
-    graph_plan = replace(_graph_plan(key, choice, before, plain, peak_before, peak_after), fits=fits)
+    accuracies = stored.accuracies if stored is not None else accuracies
+    graph_plan = _graph_plan(key, choice, before, plain, peak_before, peak_after)
+    graph_plan = replace(graph_plan, fits=fits, accuracies=accuracies)
     log.info("%s", _Summary(graph_plan, clock))
-    return Result(fw, bw, graph_plan, tuple(clock.timings_ms))
+    return Result(fw, bw, graph_plan, tuple(clock.timings_ms), encodings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,22 +278,58 @@ def _own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before
 
 
 def _fit(
-    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, budget: Budget, machine: Machine
+    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, limits: _Limits
 ) -> tuple[Choice, Fit]:
+    budget = limits.budget
+    assert budget is not None
     fitted = fit_budget(
-        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=machine, step_s=budget.step_s
+        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=limits.machine, step_s=budget.step_s
     )
-    lowest = min(budget.lowest_peak_bytes, fitted.lowest_peak_bytes)
-    fit = Fit(
-        budget.limit_bytes,
-        budget.plain_peak_bytes,
-        lowest,
-        budget.cut,
-        budget.recompute_s,
-        fitted.code_s,
-        fitted.bound_s,
+    return fitted.choice, _fit_of(budget, fitted.lowest_peak_bytes, fitted.code_s, fitted.bound_s)
+
+
+def _fit_of(budget: Budget, lowest_peak_bytes: int, code_s: float, bound_s: float) -> Fit:
+    lowest = min(budget.lowest_peak_bytes, lowest_peak_bytes)
+    return Fit(
+        budget.limit_bytes, budget.plain_peak_bytes, lowest, budget.cut, budget.recompute_s, code_s, bound_s
     )
-    return fitted.choice, fit
+
+
+def widest(options: Options) -> Options:
+    """The options under which a plan with a limit on the error starts; others are returned as they are."""
+    if options.max_error is None:
+        return options
+    return replace(options, max_error=None, calibration=None, bits=8, operand_bits=8)
+
+
+def _errors_of(key: str, stated: Options, errors: ErrorTable | None) -> GraphErrors:
+    """What is known of the graph with this fingerprint."""
+    if errors is None and stated.calibration is None:
+        raise OptionError(
+            "option 'max_error' needs to know how the gradient depends on what is saved, which shapes do not tell: make "
+            "a table with `fxcompress calibrate` and give its path as option 'calibration'"
+        )
+    table = plan_io.load_errors(str(stated.calibration)) if errors is None else errors
+    found = table.find(key)
+    if found is None:
+        known = ", ".join(graph.fingerprint for graph in table.graphs) or "none"
+        raise PlanError(
+            f"calibration: no errors for this graph (fingerprint {key}; there are: {known}). The model, its input "
+            "shapes, the options or the PyTorch version differ from those calibrated with; calibrate again"
+        )
+    return found
+
+
+def _fit_error(
+    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, limits: _Limits, errors: GraphErrors
+) -> tuple[Choice, tuple[Fit, ...], tuple[Accuracy, ...]]:
+    budget, stated = limits.budget, limits.stated
+    assert stated.max_error is not None
+    peak = PeakLimit(fw, bw, budget.target_bytes, limits.machine) if budget is not None else None
+    fitted = fit_error(found.storages, found.saved, choice, widest(stated), errors, stated.max_error, peak)
+    accuracy = fitted.accuracy
+    fits = () if budget is None else (_fit_of(budget, fitted.lowest_peak_bytes, accuracy.cost, accuracy.bound),)
+    return fitted.choice, fits, (accuracy,)
 
 
 def _kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...]:

@@ -135,7 +135,7 @@ def calibrate(
     """
     options = options or Options(**GACT)  # type: ignore[arg-type]
     plans: list[GraphPlan] = []
-    _step(model, run, planning_backend(options, plans))
+    step_quietly(model, run, planning_backend(options, plans))
     found: dict[int, list[tuple[Decision, float]]] = {}
     norms: list[float] = []
     passes: list[int] = []
@@ -148,7 +148,7 @@ def calibrate(
         norms.append(squared)
         passes.append(1 + bool(known) + draws * (len(measured) - len(known)))
 
-    _step(model, run, probing_backend(options, measure))
+    step_quietly(model, run, probing_backend(options, measure))
     tensors = [(graph, decision, coefficient) for graph in sorted(found) for decision, coefficient in found[graph]]
     widths = [_widths(decision) for _, decision, _ in tensors]
     sizes = [_elements(decision) for _, decision, _ in tensors]
@@ -165,7 +165,7 @@ def calibrate(
     return Calibration(tuple(shown), math.sqrt(sum(norms)), sum(passes))
 
 
-def _step(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
+def step_quietly(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
     """One forward and backward whose gradients, buffers and random state are left as they were."""
     torch._dynamo.reset()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -222,5 +222,5 @@ def _save(
     draft: Plan = ledger.make_plan(drafts, options)
     plan_io.save(path, draft)
     final: list[GraphPlan] = []
-    _step(model, run, planning_backend(Options(inner=options.inner, plan=os.fspath(path)), final))
+    step_quietly(model, run, planning_backend(Options(inner=options.inner, plan=os.fspath(path)), final))
     plan_io.save(path, ledger.make_plan(final, options))
