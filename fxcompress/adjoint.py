@@ -107,13 +107,13 @@ class _Watched(torch.autograd.Function):
     """The identity, whose derivative is shown to `report` and goes no further."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, report: Report) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, report: Report) -> Tensor:
         ctx.report = report
         ctx.save_for_backward(value)
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, None, None]:
         with torch.no_grad():
             ctx.report(*ctx.saved_tensors, slope)
         return None, None, None
@@ -139,6 +139,8 @@ class _Differentiable(fx.Interpreter):
         if n.target is torch.ops.aten.view.default:
             # A derivative may lie in other strides than the graph states.
             return args[0].reshape(args[1])
+        if n.target is torch.ops.aten.detach.default:  # AOTAutograd's, about a derivative that nobody was to take
+            return args[0]
         replaced = differentiable(n)
         if replaced is not None:
             return replaced(*args, **kwargs)
@@ -151,4 +153,4 @@ class _Differentiable(fx.Interpreter):
 def _lacks_derivative(result: Any) -> bool:
     items = result if isinstance(result, (tuple, list)) else (result,)
     names = [item.grad_fn.name() for item in items if isinstance(item, Tensor) and item.grad_fn is not None]
-    return "NotImplemented" in names
+    return any(name.endswith("NotImplemented") for name in names)

@@ -22,7 +22,7 @@ _KERNELS = frozenset(
 
 
 def differentiable(node: fx.Node) -> Callable[..., tuple[Tensor | None, ...]] | None:
-    """What computes the same as `node`, with a derivative; None if `node` is no backward of a fused attention kernel."""
+    """What computes the same as `node`, with a derivative; None if `node` is no backward of a fused attention."""
     if op_name(node) not in _KERNELS or not isinstance(node.target, torch._ops.OpOverload):
         return None
     names = [argument.name for argument in node.target._schema.arguments]
@@ -71,7 +71,9 @@ def attention_backward(
         tensors = [grad[n], query[n], key[n], value[n], out[n], lse[n], None if bias is None else bias[n]]
         samples.append(checkpoint(_sample, *tensors, use_reentrant=False, preserve_rng_state=False, **rest))
     kinds = (query, key, value, query if bias is None else bias)
-    return tuple(torch.stack(parts).to(kind.dtype) for parts, kind in zip(zip(*samples, strict=True), kinds, strict=True))
+    return tuple(
+        torch.stack(parts).to(kind.dtype) for parts, kind in zip(zip(*samples, strict=True), kinds, strict=True)
+    )
 
 
 def _sample(
@@ -97,6 +99,6 @@ def _sample(
     change = share * (grad @ values.mT - (grad * out).sum(-1, keepdim=True))
 
     def gathered(t: Tensor) -> Tensor:
-        return t.unflatten(0, (-1, shared)).sum(1)
+        return t.reshape(-1, shared, *t.shape[1:]).sum(1)
 
     return change @ keys * scale, gathered(change.mT @ query * scale), gathered(share.mT @ grad), change

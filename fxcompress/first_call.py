@@ -23,9 +23,7 @@ Compile = Callable[[fx.GraphModule, Sequence[Any], ErrorTable | None], Callable[
 class FirstCall:
     """What Dynamo calls for one graph: the calibrating version until it has told its errors, then the compiled one."""
 
-    def __init__(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, compile_graph: Compile
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, compile_graph: Compile) -> None:
         refuse_ranks()
         self._gm, self._compile = gm, compile_graph
         self._scene = compat.CompileScene(inputs)
@@ -48,8 +46,12 @@ class FirstCall:
 
 def refuse_ranks() -> None:
     """Raise `OptionError` in a process group of several ranks: each has other data, and all must choose one plan."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         raise OptionError(
-            "option 'max_error': ranks would calibrate on different data and choose different plans; make one table with "
-            "`fxcompress calibrate` and give its path as option 'calibration'"
+            "option 'max_error': ranks would calibrate on different data and choose different plans; make one table "
+            "with `fxcompress calibrate` and give its path as option 'calibration'"
         )

@@ -22,7 +22,7 @@ from fxcompress.error_table import ErrorTable
 from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
-from fxcompress.passes.chunk_loss import Chunked, chunk_loss, cut_chunked
+from fxcompress.passes.chunk_loss import chunk_loss, cut_chunked
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.plain_cut import plain_step, torch_cut
 from fxcompress.plan import Plan

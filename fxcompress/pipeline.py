@@ -290,9 +290,7 @@ def _fit(
 
 def _fit_of(budget: Budget, lowest_peak_bytes: int, code_s: float, bound_s: float) -> Fit:
     lowest = min(budget.lowest_peak_bytes, lowest_peak_bytes)
-    return Fit(
-        budget.limit_bytes, budget.plain_peak_bytes, lowest, budget.cut, budget.recompute_s, code_s, bound_s
-    )
+    return Fit(budget.limit_bytes, budget.plain_peak_bytes, lowest, budget.cut, budget.recompute_s, code_s, bound_s)
 
 
 def widest(options: Options) -> Options:
@@ -306,8 +304,8 @@ def _errors_of(key: str, stated: Options, errors: ErrorTable | None) -> GraphErr
     """What is known of the graph with this fingerprint."""
     if errors is None and stated.calibration is None:
         raise OptionError(
-            "option 'max_error' needs to know how the gradient depends on what is saved, which shapes do not tell: make "
-            "a table with `fxcompress calibrate` and give its path as option 'calibration'"
+            "option 'max_error' needs to know how the gradient depends on what is saved, and no shape tells: make a "
+            "table with `fxcompress calibrate` and give its path as option 'calibration'"
         )
     table = plan_io.load_errors(str(stated.calibration)) if errors is None else errors
     found = table.find(key)

@@ -25,7 +25,7 @@ class Decision:
     lowering: str = ""
     """The code that encodes it, `ATEN`, `TRITON` or `OPERATOR`; empty where nothing is encoded."""
     predicted_error: float = 0.0
-    """What its storage alone is predicted to do to the gradient: ‖Δ‖/‖gradient‖. 0 where it is exact or not predicted."""
+    """What its storage alone is predicted to do to the gradient: ‖Δ‖/‖gradient‖. 0 where exact or not predicted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Plan files and tables of errors: JSON in, JSON out. `loads` believes nothing; what passes it is a well-typed `Plan`.
 
-Torch-free. Equal plans give byte-identical text. Reading follows the dataclass types of plan.py and facts.py, so that a field added
-there is read, written and checked without a change here. A list of (name, value) pairs is a JSON object in the file.
+Torch-free. Equal plans give byte-identical text. Reading follows the dataclass types of plan.py and facts.py, so that a
+field added there is read, written and checked without a change here. A list of (name, value) pairs is a JSON object.
 """
 
 import functools
@@ -17,8 +17,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from fxcompress.errors import PlanError, nearest
 from fxcompress.error_table import TABLE_VERSION, ErrorTable
+from fxcompress.errors import PlanError, nearest
 from fxcompress.plan import SCHEMA_VERSION, Plan
 
 MAX_TEXT = 64 * 2**20

@@ -47,11 +47,11 @@ def expected_square(value: Tensor, codec: Affine, *, coded_bits: int = 0) -> Ten
     squared = share * step.square()
     if codec.heads:
         size = order.cols // codec.heads
-        heads = squared.unflatten(-1, (size // codec.dim, codec.dim)).transpose(-3, -2)
+        heads = squared.reshape(*squared.shape[:-1], size // codec.dim, codec.dim).transpose(-3, -2)
         return from_rows(heads.flatten(-3), order)
     return from_rows(squared.flatten(-2)[..., : order.cols], order)
 
 
 def _by_head(rows: Tensor, codec: Affine) -> Tensor:
     """`[*lead, cols]` → `[*lead, heads, elements of one]`."""
-    return rows.unflatten(-1, (-1, codec.heads, codec.dim)).transpose(-3, -2).flatten(-2)
+    return rows.reshape(*rows.shape[:-1], -1, codec.heads, codec.dim).transpose(-3, -2).flatten(-2)

@@ -144,7 +144,7 @@ def _error_of(encoding: Encoding, errors: GraphErrors) -> float:
     error = known.at(int(encoding.codec.bits)) if known is not None else None
     if error is None:
         raise PlanError(
-            f"calibration: no error for {name!r} at {encoding.codec.bits:g} bits; calibrate again under the same options"
+            f"calibration: no error for {name!r} at {encoding.codec.bits:g} bits; calibrate again under equal options"
         )
     return error
 
@@ -189,7 +189,11 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
         return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, f"kept for max_error={limit:g}")
     params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(encoding.codec).items()))  # type: ignore[arg-type]
     return replace(
-        decision, codec=encoding.codec.name, params=params, nbytes=_nbytes(encoding), predicted_error=candidate.rel_error
+        decision,
+        codec=encoding.codec.name,
+        params=params,
+        nbytes=_nbytes(encoding),
+        predicted_error=candidate.rel_error,
     )
 
 

@@ -177,8 +177,8 @@ class CompileScene:
     """What Dynamo has set up while it calls a backend, kept so that the same graph can be compiled again later.
 
     `torch._guards.TracingContext`, `CompileContext`, `tracing`, `compile_context`; `FakeTensorMode.from_tensor`, which
-    gives the fake tensor that Dynamo made of a real one: run in 2.13, read in 2.11. AOTAutograd compiles backward graphs
-    late in the same way.
+    gives the fake tensor that Dynamo made of a real one: run in 2.13, read in 2.11. AOTAutograd compiles backward
+    graphs late in the same way.
 
     Attributes:
         inputs: the graph's inputs, with no data behind them.

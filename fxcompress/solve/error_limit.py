@@ -1,14 +1,15 @@
 """Choose one representation per tensor so that the gradient's error stays below a limit, at least cost.
 
-Errors are squared and add up, as those of independent roundings do. `cheapest` minimises a cost that adds up too (bytes):
-it follows the lower convex hulls of cost against error from the most exact choice on, fills what is left of the limit,
-and proves how much cheaper any choice could be by the linear relaxation. `within_peak` minimises seconds where the bytes
-must fit at every moment as well: `allocate` solves that for each price of error, and the price is found by bisection.
+Errors are squared and add up, as those of independent roundings do. `cheapest` minimises a cost that adds up too: it
+follows the lower convex hulls of cost against error from the most exact choice on, fills what is left of the limit, and
+states how much cheaper any choice could be by the linear relaxation. `within_peak` minimises a cost where bytes must
+fit at every moment as well: `allocate` solves that for each price of error, and the price is found by bisection.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fxcompress.solve.allocate import Allocation, Option, allocate
 
@@ -58,7 +59,7 @@ def cheapest(items: Ways, limit: float) -> Chosen:
     if lowest > limit:
         return Chosen(tuple(now), _cost(items, now), lowest, math.inf, lowest)
     price, slack = 0.0, (limit - lowest) * (1 - 1e-12)
-    for gain, i, r in sorted((move for i, ways in enumerate(items) for move in _hull(i, ways)), reverse=True):
+    for gain, i, r in sorted((move for k, ways in enumerate(items) for move in _hull(k, ways)), reverse=True):
         added = items[i][r].error - items[i][now[i]].error
         if added <= slack:
             now[i], slack = r, slack - added
@@ -82,7 +83,7 @@ def _hull(i: int, ways: Sequence[Way]) -> list[tuple[float, int, int]]:
         while len(hull) > 1 and _gain(ways[hull[-2]], ways[hull[-1]]) <= _gain(ways[hull[-1]], ways[r]):
             hull.pop()
         hull.append(r)
-    return [(_gain(ways[a], ways[b]), i, b) for a, b in zip(hull, hull[1:], strict=False)]
+    return [(_gain(ways[a], ways[b]), i, b) for a, b in pairwise(hull)]
 
 
 def _gain(now: Way, then: Way) -> float:
@@ -195,7 +196,10 @@ def _at_price(
 ) -> Allocation:
     """The allocation where error costs `price`; at an infinite price it is all that counts."""
     priced = [
-        [Option(w.error if math.isinf(price) else w.cost + price * w.error, o.ranges) for w, o in zip(a, b, strict=True)]
+        [
+            Option(w.error if math.isinf(price) else w.cost + price * w.error, o.ranges)
+            for w, o in zip(a, b, strict=True)
+        ]
         for a, b in zip(ways, items, strict=True)
     ]
     return allocate(priced, rest_bytes, limit_bytes)
