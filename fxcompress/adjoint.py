@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from fxcompress import compat
 from fxcompress.attention_math import differentiable
 from fxcompress.codecs.affine import Affine
-from fxcompress.errors import UnsupportedGraphError
 from fxcompress.rounding_error import expected_square
 
 
@@ -43,8 +42,8 @@ Squares = dict[str, list[float]]
 
 def squared_errors(
     bw: fx.GraphModule, stored: Mapping[str, Stored], values: Sequence[Any], *, draws: int
-) -> tuple[Squares, float]:
-    """E‖ΔG‖² of each tensor under each of its codecs, all others as they are; and ‖G‖².
+) -> tuple[Squares, float, frozenset[str]]:
+    """E‖ΔG‖² of each tensor under each of its codecs, all others as they are.
 
     On a GPU, what the derivative needs is held in the host's memory, so that the device holds no more than an
     interpreted backward does.
@@ -55,8 +54,9 @@ def squared_errors(
         values: the inputs of `bw`.
         draws: of z. The spread of an estimate falls as 1/√draws, and is small for tensors of many elements.
 
-    Raises:
-        UnsupportedGraphError: an operator of the backward has neither a derivative nor a decomposition with one.
+    Returns:
+        The squares by tensor; ‖G‖²; and the tensors of which nothing is known, because their errors pass through an
+        operator that has neither a derivative nor a decomposition.
     """
     found: Squares = {name: [0.0] * len(entry.codecs) for name, entry in stored.items()}
     anchor = torch.zeros((), requires_grad=True)
@@ -66,9 +66,30 @@ def squared_errors(
         squared = float(sum(result.detach().double().square().sum() for result in results))
         mixed = [result for result in results if result.requires_grad]
         for draw in range(draws if mixed else 0):
-            signs = [_signs(result, 2 * draw * len(mixed) + i) for i, result in enumerate(mixed)]
-            _differentiate(mixed, signs, anchor, keep=draw + 1 < draws)
-    return {name: [total / draws for total in totals] for name, totals in found.items()}, squared
+            signs = [random_signs(result, draw * len(mixed) + i) for i, result in enumerate(mixed)]
+            torch.autograd.grad(mixed, anchor, signs, retain_graph=draw + 1 < draws, allow_unused=True)
+    hidden = frozenset(name for name, entry in stored.items() if _reach(entry.nodes, runner.opaque))
+    known = {name: [total / draws for total in totals] for name, totals in found.items() if name not in hidden}
+    return known, squared, hidden
+
+
+def random_signs(like: Tensor, seed: int) -> Tensor:
+    """±1 in the sizes and dtype of `like`, the same for the same seed."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype).mul_(2).sub_(1)
+
+
+def _reach(nodes: Sequence[fx.Node], opaque: set[fx.Node]) -> bool:
+    """Whether a value of `nodes` enters an opaque operator, directly or not."""
+    stack, seen = list(nodes), set[fx.Node]()
+    while opaque and stack:
+        node = stack.pop()
+        if node in opaque:
+            return True
+        new = [user for user in node.users if user not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
 
 
 def _reports(stored: Mapping[str, Stored], found: Squares) -> dict[fx.Node, Report]:
@@ -87,20 +108,6 @@ def _reports(stored: Mapping[str, Stored], found: Squares) -> dict[fx.Node, Repo
 def _held(values: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
     on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in values)
     return torch.autograd.graph.save_on_cpu() if on_gpu else contextlib.nullcontext()
-
-
-def _signs(like: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(like.device).manual_seed(seed)
-    return torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype).mul_(2).sub_(1)
-
-
-def _differentiate(results: Sequence[Tensor], signs: Sequence[Tensor], anchor: Tensor, *, keep: bool) -> None:
-    try:
-        torch.autograd.grad(results, anchor, signs, retain_graph=keep, allow_unused=True)
-    except RuntimeError as error:
-        if "is not implemented" not in str(error):
-            raise
-        raise UnsupportedGraphError(f"the gradient's error cannot be predicted: {error}") from error
 
 
 class _Watched(torch.autograd.Function):
@@ -125,6 +132,7 @@ class _Differentiable(fx.Interpreter):
     def __init__(self, bw: fx.GraphModule, anchor: Tensor, watched: Mapping[fx.Node, Report]) -> None:
         super().__init__(bw)
         self._anchor, self._watched = anchor, watched
+        self.opaque: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._computed(n)
@@ -144,10 +152,21 @@ class _Differentiable(fx.Interpreter):
         replaced = differentiable(n)
         if replaced is not None:
             return replaced(*args, **kwargs)
-        result = super().run_node(n)
-        if _lacks_derivative(result) and (smaller := compat.decomposition_of(n.target)) is not None:
-            return smaller(*args, **kwargs)
-        return result
+        result = self._undifferentiated(n) if _is_foreign(n) else super().run_node(n)
+        if not _lacks_derivative(result):
+            return result
+        smaller = compat.decomposition_of(n.target)
+        return self._undifferentiated(n) if smaller is None else smaller(*args, **kwargs)
+
+    def _undifferentiated(self, n: fx.Node) -> Any:
+        self.opaque.add(n)
+        with torch.no_grad():
+            return super().run_node(n)
+
+
+def _is_foreign(n: fx.Node) -> bool:
+    """An operator that is not PyTorch's own; whether it has a derivative shows only when it is taken."""
+    return isinstance(n.target, torch._ops.OpOverload) and n.target.namespace not in ("aten", "prims")
 
 
 def _lacks_derivative(result: Any) -> bool:

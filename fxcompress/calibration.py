@@ -21,11 +21,13 @@ from fxcompress.adjoint import Stored, squared_errors
 from fxcompress.codecs.affine import Affine
 from fxcompress.error_table import ErrorTable, GraphErrors, TensorErrors, WidthError
 from fxcompress.errors import BudgetError, FxcompressError, UnsupportedGraphError
+from fxcompress.limits import widest
 from fxcompress.options import Options
 from fxcompress.partition import Request, cut_settings, rewritten_pair
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.fit_error import admitted
 from fxcompress.passes.rewrite import decoding_nodes
+from fxcompress.perturbation import perturbed_errors
 from fxcompress.probe import show
 from fxcompress.sensitivity import Run, step_quietly
 from fxcompress.watch import interpreting
@@ -108,12 +110,10 @@ def measured_errors(
         result: what it is part of.
         options: as stated, `max_error` included.
         values: the inputs of `bw`.
-
-    Raises:
-        UnsupportedGraphError: an operator of the backward cannot be differentiated.
     """
-    stored = _watched(bw, result, pipeline.widest(options))
-    squares, squared = squared_errors(bw, stored, values, draws=DRAWS)
+    stored = _watched(bw, result, widest(options))
+    squares, squared, hidden = squared_errors(bw, stored, values, draws=DRAWS)
+    squares |= perturbed_errors(bw, {name: stored[name] for name in stored if name in hidden}, values) if hidden else {}
     if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
         return None
     tensors = tuple(
@@ -124,7 +124,7 @@ def measured_errors(
                 for codec, square in zip(stored[name].codecs, own, strict=True)
             ),
         )
-        for name, own in squares.items()
+        for name, own in sorted(squares.items())
     )
     return GraphErrors(result.plan.fingerprint, math.sqrt(squared), tensors)
 
@@ -164,7 +164,6 @@ def calibrate(
     Raises:
         BudgetError: no plan found keeps the budget.
         FxcompressError: nothing could be calibrated; says why.
-        UnsupportedGraphError: an operator of the backward cannot be differentiated.
     """
     graphs: dict[str, GraphErrors] = {}
     calibrator = Calibrator(options or Options(), lambda errors: graphs.setdefault(errors.fingerprint, errors))

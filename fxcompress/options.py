@@ -60,7 +60,7 @@ class Options:
     tensor, from 2 bits to keeping it, instead of `bits` and `operand_bits`: for the fewest saved bytes, or under a
     budget for the least time. The first step calibrates; it runs at 8 bits, interpreted."""
     calibration: str | None = None
-    """With `max_error`: path of a table of errors (`fxcompress calibrate`), instead of calibrating in the first step."""
+    """With `max_error`: path of a table of errors (`fxcompress calibrate`), not calibrated in the first step."""
     lossy: bool = True
     """False: exact codecs only."""
     rules: tuple[PrecisionRule, ...] = ()

@@ -20,6 +20,7 @@ from fxcompress import compat, ledger, pipeline, plan_io
 from fxcompress.cut_to_budget import Cutter, Rewriter, cut_to_budget
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
+from fxcompress.limits import Budget, widest
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import chunk_loss, cut_chunked
@@ -176,8 +177,8 @@ def cut_settings(options: Options) -> list[Options]:
     """Options to look for a cut under. A limit on the error leaves the widths open: the widest that keep the budget
     leave the most choice."""
     if options.max_error is None or options.budget is None:
-        return [pipeline.widest(options)]
-    start = pipeline.widest(options)
+        return [widest(options)]
+    start = widest(options)
     return [dataclasses.replace(start, bits=bits, operand_bits=operand) for bits, operand in _WIDTHS]
 
 
@@ -195,7 +196,7 @@ def _within_budget(
 
 
 def _rewritten(
-    request: Request, pair: compat.Partition, plain_saved_bytes: int | None, budget: pipeline.Budget | None
+    request: Request, pair: compat.Partition, plain_saved_bytes: int | None, budget: Budget | None
 ) -> pipeline.Result:
     fw, bw = pair
     align_names(fw, bw, request.num_fwd_outputs)

@@ -16,12 +16,11 @@ from typing import TypeVar
 
 from torch import fx
 
-from fxcompress import costs, plan_io
-from fxcompress.error_table import ErrorTable, GraphErrors
-from fxcompress.errors import BudgetError, OptionError, PlanError
+from fxcompress.error_table import ErrorTable
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
+from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
 from fxcompress.options import DECIDED_BY_PLAN, Options
-from fxcompress.passes.alias import Storage, find_storages
+from fxcompress.passes.alias import find_storages
 from fxcompress.passes.check import check
 from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_need, strictest
 from fxcompress.passes.collect import collect
@@ -31,9 +30,6 @@ from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.fit_budget import fit_budget
-from fxcompress.passes.fit_error import Peak as PeakLimit
-from fxcompress.passes.fit_error import fit_error
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
@@ -43,7 +39,7 @@ from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
-from fxcompress.passes.values import Known, find_values
+from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
 log = logging.getLogger(__name__)
@@ -60,35 +56,6 @@ class Result:
     plan: GraphPlan
     timings_ms: tuple[tuple[str, float], ...]
     encodings: tuple[Encoding, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A peak to stay below. `target_bytes` is what is aimed at, `limit_bytes` what is promised."""
-
-    limit_bytes: int
-    target_bytes: int
-    plain_peak_bytes: int
-    lowest_peak_bytes: int
-    cut: str
-    recompute_s: float
-    step_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What the choice must keep: the options as stated, and a budget for the pair that will run on `machine`."""
-
-    stated: Options
-    budget: Budget | None
-    machine: Machine
-
-
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    saved: tuple[SavedTensor, ...]
-    storages: list[Storage]
-    values: Known
 
 
 class _Clock:
@@ -168,13 +135,13 @@ def run(
         warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
-    limits = _Limits(stated, budget or _own_budget(fw, bw, options, peak_before), machine)
+    limits = Limits(stated, budget or own_budget(fw, bw, options, peak_before), machine)
     if stored is None and stated.max_error is not None:
-        known = _errors_of(key, stated, errors)
-        fitted = clock.run("fit_error", lambda: _fit_error(fw, bw, found, choice, limits, known))
+        known = errors_of(key, stated, errors)
+        fitted = clock.run("fit_error", lambda: fit_accuracy(fw, bw, found, choice, limits, known))
         choice, fits, accuracies = fitted
     elif stored is None and limits.budget is not None:
-        choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, limits))
+        choice, fit = clock.run("fit_budget", lambda: fit_peak(fw, bw, found, choice, limits))
         fits = (fit,)
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
@@ -188,7 +155,7 @@ def run(
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)
     plain = before if plain_saved_bytes is None else plain_saved_bytes
-    fits = stored.fits if stored is not None else _kept(fits, peak_after, options)
+    fits = stored.fits if stored is not None else kept(fits, peak_after, options)
     accuracies = stored.accuracies if stored is not None else accuracies
     graph_plan = _graph_plan(key, choice, before, plain, peak_before, peak_after)
     graph_plan = replace(graph_plan, fits=fits, accuracies=accuracies)
@@ -213,12 +180,12 @@ class _Summary:
         )
 
 
-def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: int) -> _Findings:
+def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: int) -> Findings:
     pairs = find_saved(fw, bw, num_fwd_outputs=count)
     storages = find_storages(fw, pairs, count)
     values = find_values(fw)
     demands = find_demands(bw, pairs, values)
-    return _Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
+    return Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
 
 
 def _prepare(
@@ -227,7 +194,7 @@ def _prepare(
     options: Options,
     count: int,
     parameters: Sequence[str],
-    found: _Findings,
+    found: Findings,
     stored: GraphPlan | None,
 ) -> dict[str, str]:
     """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
@@ -260,92 +227,6 @@ def _lossy_names(saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], store
     names = {t.name for t in saved if lossy_need(t.need) and not t.refusal and t.name not in finite} & allowed
     exact = {"valueset", KEEP, SHARED}
     return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
-
-
-def budget_bytes(budget: int | str, plain_peak_bytes: int) -> int:
-    """The limit that an option `budget` states: bytes, or a share of PyTorch's own peak."""
-    if isinstance(budget, int):
-        return budget
-    return int(plain_peak_bytes * float(budget.removesuffix("%")) / 100)
-
-
-def _own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before: Peak) -> Budget | None:
-    """The budget of a pair that was cut without one."""
-    if options.budget is None:
-        return None
-    limit = budget_bytes(options.budget, before.peak_bytes)
-    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, costs.step_s(fw, bw))
-
-
-def _fit(
-    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, limits: _Limits
-) -> tuple[Choice, Fit]:
-    budget = limits.budget
-    assert budget is not None
-    fitted = fit_budget(
-        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=limits.machine, step_s=budget.step_s
-    )
-    return fitted.choice, _fit_of(budget, fitted.lowest_peak_bytes, fitted.code_s, fitted.bound_s)
-
-
-def _fit_of(budget: Budget, lowest_peak_bytes: int, code_s: float, bound_s: float) -> Fit:
-    lowest = min(budget.lowest_peak_bytes, lowest_peak_bytes)
-    return Fit(budget.limit_bytes, budget.plain_peak_bytes, lowest, budget.cut, budget.recompute_s, code_s, bound_s)
-
-
-def widest(options: Options) -> Options:
-    """The options under which a plan with a limit on the error starts; others are returned as they are."""
-    if options.max_error is None:
-        return options
-    return replace(options, max_error=None, calibration=None, bits=8, operand_bits=8)
-
-
-def _errors_of(key: str, stated: Options, errors: ErrorTable | None) -> GraphErrors:
-    """What is known of the graph with this fingerprint."""
-    if errors is None and stated.calibration is None:
-        raise OptionError(
-            "option 'max_error' needs to know how the gradient depends on what is saved, and no shape tells: make a "
-            "table with `fxcompress calibrate` and give its path as option 'calibration'"
-        )
-    table = plan_io.load_errors(str(stated.calibration)) if errors is None else errors
-    found = table.find(key)
-    if found is None:
-        known = ", ".join(graph.fingerprint for graph in table.graphs) or "none"
-        raise PlanError(
-            f"calibration: no errors for this graph (fingerprint {key}; there are: {known}). The model, its input "
-            "shapes, the options or the PyTorch version differ from those calibrated with; calibrate again"
-        )
-    return found
-
-
-def _fit_error(
-    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, limits: _Limits, errors: GraphErrors
-) -> tuple[Choice, tuple[Fit, ...], tuple[Accuracy, ...]]:
-    budget, stated = limits.budget, limits.stated
-    assert stated.max_error is not None
-    peak = PeakLimit(fw, bw, budget.target_bytes, limits.machine) if budget is not None else None
-    fitted = fit_error(found.storages, found.saved, choice, widest(stated), errors, stated.max_error, peak)
-    accuracy = fitted.accuracy
-    fits = () if budget is None else (_fit_of(budget, fitted.lowest_peak_bytes, accuracy.cost, accuracy.bound),)
-    return fitted.choice, fits, (accuracy,)
-
-
-def _kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...]:
-    """The fits with the peak reached among the reachable ones; raises where it is above the budget."""
-    reached = tuple(replace(fit, lowest_peak_bytes=min(fit.lowest_peak_bytes, after.peak_bytes)) for fit in fits)
-    for fit in reached:
-        if after.peak_bytes > fit.limit_bytes:
-            raise BudgetError(_shortfall(fit, options), peak_bytes=after.peak_bytes)
-    return reached
-
-
-def _shortfall(fit: Fit, options: Options) -> str:
-    """What a budget error says."""
-    return (
-        f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {fit.lowest_peak_bytes} bytes at "
-        f"bits={options.bits}, operand_bits={options.operand_bits} (PyTorch's own: {fit.plain_peak_bytes}); state a "
-        "larger budget, lower these widths, or make the batch smaller"
-    )
 
 
 def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:

@@ -52,6 +52,8 @@ class Accuracy:
     """How a plan meets a limit on the gradient's error. All are relative to the norm of the whole gradient."""
 
     limit: float
+    gradient_norm: float
+    """In the step that calibrated it."""
     predicted: float
     """Of the plan, roundings of different tensors being independent."""
     lowest: float

@@ -117,7 +117,7 @@ def fit_error(
     if not found.fits:
         raise AccuracyError(_shortfall(limit, found.lowest**0.5, peak), rel_error=found.lowest**0.5)
     taken = {s.members[0].bw.name: own[r] for s, own, r in zip(free, candidates, found.chosen, strict=True)}
-    accuracy = Accuracy(limit, found.error**0.5, found.lowest**0.5, found.bound, found.cost)
+    accuracy = Accuracy(limit, errors.gradient_norm, found.error**0.5, found.lowest**0.5, found.bound, found.cost)
     decisions = tuple(
         _decision(decision, taken[decision.tensor.name], limit) if decision.tensor.name in taken else decision
         for decision in choice.decisions
