@@ -9,12 +9,12 @@ fit at every moment as well: `allocate` solves that for each price of error, and
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from fxcompress.solve.allocate import Allocation, Option, allocate
 
-EXACT_ITEMS = 12
-"""Up to so many items with a choice, the solution is proved optimal."""
+SEARCHED = 50_000
+"""Nodes of the search tree after which a choice is taken as it is; up to a few dozen items it is proved optimal."""
 _ROUNDS = 10
 """Halvings of the price of error, after it has been found to within a factor of 4."""
 
@@ -67,9 +67,8 @@ def cheapest(items: Ways, limit: float) -> Chosen:
             price = max(price, gain)  # the first move that does not fit has the highest gain of all that do not
     bound = _relaxed(items, price) - price * limit
     _fill(items, now, slack)
-    if sum(len(ways) > 1 for ways in items) <= EXACT_ITEMS:
-        now = _branch(items, limit, price, now)
-        bound = _cost(items, now)
+    now, proved = _branch(items, limit, price, now)
+    bound = _cost(items, now) if proved else bound
     return Chosen(tuple(now), _cost(items, now), _error(items, now), min(bound, _cost(items, now)), lowest)
 
 
@@ -105,33 +104,41 @@ def _fill(items: Ways, now: list[int], slack: float) -> None:
             now[i], slack = r, slack - added
 
 
-def _branch(items: Ways, limit: float, price: float, now: Sequence[int]) -> list[int]:
-    """Search all choices that the priced bound does not rule out."""
-    ahead = [0.0]
-    for ways in reversed(items):
-        ahead.append(ahead[-1] + min(way.cost + price * way.error for way in ways))
-    ahead.reverse()
-    least = [0.0]
-    for ways in reversed(items):
-        least.append(least[-1] + min(way.error for way in ways))
-    least.reverse()
-    best, best_cost = list(now), _cost(items, now)
-    chosen = [0] * len(items)
+def _branch(items: Ways, limit: float, price: float, now: Sequence[int]) -> tuple[list[int], bool]:
+    """Search all choices that the priced bound does not rule out, the items with most to lose first.
 
-    def visit(i: int, cost: float, error: float) -> None:
-        nonlocal best, best_cost
-        if error + least[i] > limit * (1 + 1e-12) or cost + price * (error - limit) + ahead[i] >= best_cost:
-            return
-        if i == len(items):
+    Returns:
+        The best choice found, and whether the search came to its end.
+    """
+
+    def priced(way: Way) -> float:
+        return way.cost + price * way.error
+
+    order = sorted(range(len(items)), key=lambda i: min(map(priced, items[i])) - max(map(priced, items[i])))
+    ahead = [*accumulate((min(map(priced, items[i])) for i in reversed(order)), initial=-price * limit)][::-1]
+    least = [*accumulate((min(way.error for way in items[i]) for i in reversed(order)), initial=0.0)][::-1]
+    ranked = [sorted(range(len(items[i])), key=lambda r: priced(items[i][r])) for i in order]
+    best, best_cost, left = list(now), _cost(items, now), SEARCHED
+    chosen = list(now)
+    stack = [(0, 0, 0.0, 0.0)]  # depth, rank of the next way there, cost and error of what is decided above
+    while stack and left:
+        depth, rank, cost, error = stack.pop()
+        if depth == len(order):
             if cost < best_cost and _error(items, chosen) <= limit:
                 best, best_cost = list(chosen), cost
-            return
-        for r in sorted(range(len(items[i])), key=lambda r: items[i][r].cost + price * items[i][r].error):
-            chosen[i] = r
-            visit(i + 1, cost + items[i][r].cost, error + items[i][r].error)
-
-    visit(0, 0.0, 0.0)
-    return best
+            continue
+        ways, i = ranked[depth], order[depth]
+        if rank + 1 < len(ways):
+            stack.append((depth, rank + 1, cost, error))
+        way = items[i][ways[rank]]
+        left -= 1
+        cost, error = cost + way.cost, error + way.error
+        if cost + price * error + ahead[depth + 1] < best_cost * (1 - 1e-12) and error + least[depth + 1] <= limit:
+            chosen[i] = ways[rank]
+            stack.append((depth + 1, 0, cost, error))
+        elif cost + price * error + ahead[depth + 1] >= best_cost and rank + 1 < len(ways):
+            stack.pop()  # ways that follow are dearer still
+    return best, not stack
 
 
 def _relaxed(items: Ways, price: float) -> float:
