@@ -93,7 +93,7 @@ def _filled(row: Row, plans: list[GraphPlan], plain: Any, ours: Any) -> Row:
     (plan,) = plans
     (accuracy,) = plan.accuracies
     bits = [dict(d.params).get("bits") for d in plan.decisions if d.codec == "affine"]
-    kept = sum(d.reason.startswith("kept for max_error") for d in plan.decisions)
+    kept = sum(d.reason.startswith("kept under max_error") for d in plan.decisions)
     return replace(
         row,
         predicted=accuracy.predicted,

@@ -102,7 +102,7 @@ def fit_error(
         peak: a budget, or None.
 
     Raises:
-        AccuracyError: no choice keeps the limit (and the budget).
+        AccuracyError: no choice keeps both the limit and the budget.
         PlanError: `errors` lacks a tensor or a width of this graph.
     """
     facts = {tensor.name: tensor for tensor in saved}
@@ -114,7 +114,7 @@ def fit_error(
         found = cheapest([[_way(s, c) for c in own] for s, own in zip(free, candidates, strict=True)], limit**2)
     else:
         found, lowest = _within(free, candidates, peak, limit)
-    if not found.fits:
+    if peak is not None and not found.fits:  # without a budget, keeping everything is exact
         raise AccuracyError(_shortfall(limit, found.lowest**0.5, peak), rel_error=found.lowest**0.5)
     taken = {s.members[0].bw.name: own[r] for s, own, r in zip(free, candidates, found.chosen, strict=True)}
     accuracy = Accuracy(limit, errors.gradient_norm, found.error**0.5, found.lowest**0.5, found.bound, found.cost)
@@ -186,7 +186,7 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
     if encoding is None:
         if decision.codec == KEEP:
             return decision
-        return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, f"kept for max_error={limit:g}")
+        return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, f"kept under max_error={limit:g}")
     params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(encoding.codec).items()))  # type: ignore[arg-type]
     return replace(
         decision,
@@ -197,10 +197,9 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
     )
 
 
-def _shortfall(limit: float, lowest: float, peak: Peak | None) -> str:
+def _shortfall(limit: float, lowest: float, peak: Peak) -> str:
     """What an accuracy error says."""
-    under = f" within a peak of {peak.limit_bytes} bytes" if peak is not None else ""
     return (
-        f"max_error={limit:g}: the lowest predicted error of the gradient found{under} is {lowest:.3g}; state a larger "
-        + ("limit or a larger budget" if peak is not None else "limit, or loosen the rules that fix widths")
+        f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of {peak.limit_bytes} bytes "
+        f"is {lowest:.3g}; state a larger limit or a larger budget"
     )

@@ -1,0 +1,131 @@
+"""Predicted gradient errors against exact Jacobians, closed forms, PyTorch's kernels and plain repetition."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.func import jacrev
+
+from fxcompress.adjoint import Stored, squared_errors
+from fxcompress.attention_math import attention_backward, differentiable
+from fxcompress.codecs.affine import Affine
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.perturbation import perturbed_errors
+from fxcompress.rounding_error import expected_square
+
+CODECS = (Affine(bits=8, rounding="nearest"), Affine(bits=4), Affine(bits=2))
+
+
+def backward(x: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """What a backward may do: a leaf gradient, and one whose error goes through a derivative and on."""
+    slope = torch.tanh(y) * g
+    return x.t() @ slope, (slope * x.cos()).sum(0)
+
+
+def traced(*values: Tensor) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(backward)(*values)
+
+
+def test_squared_errors_are_the_diagonal_of_the_exact_jacobian() -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(64, 32) for _ in range(3)]
+    bw = traced(*values)
+    stored = {name: Stored((node,), 0, CODECS) for name, node in zip("xy", placeholders(bw), strict=False)}
+    found, squared, hidden = squared_errors(bw, stored, values, draws=16)
+    wide = [value.double() for value in values]
+    exact = backward(*wide)
+    assert not hidden and squared == pytest.approx(sum(float(part.square().sum()) for part in exact), rel=1e-5)
+    for position, name in enumerate("xy"):
+        slopes = sum(jacobian.flatten(0, -3).square().sum(0) for jacobian in jacrev(backward, argnums=position)(*wide))
+        for square, codec in zip(found[name], CODECS, strict=True):
+            expected = float((slopes * expected_square(values[position], codec)).sum())
+            assert square == pytest.approx(expected, rel=0.1), (name, codec.bits)
+
+
+def test_perturbing_and_differentiating_agree() -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(128, 64) for _ in range(3)]
+    bw = traced(*values)
+    stored = {name: Stored((node,), 0, CODECS) for name, node in zip("xy", placeholders(bw), strict=False)}
+    derived, _, _ = squared_errors(bw, stored, values, draws=8)
+    repeated = perturbed_errors(bw, stored, values)
+    for name in "xy":
+        for ours, theirs in zip(repeated[name], derived[name], strict=True):
+            assert ours == pytest.approx(theirs, rel=0.25), name
+
+
+def test_a_tensor_behind_an_operator_without_a_derivative_is_reported_as_hidden() -> None:
+    @torch.library.custom_op("fxcompress_test::plain_double", mutates_args=())
+    def plain_double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    graph = fx.Graph()
+    x, y, g = (graph.placeholder(name) for name in "xyg")
+    mixed = graph.call_function(torch.ops.aten.mul.Tensor, (x, g))
+    opaque = graph.call_function(torch.ops.fxcompress_test.plain_double.default, (mixed,))
+    leaf = graph.call_function(torch.ops.aten.mul.Tensor, (y, opaque))
+    graph.output((leaf,))
+    bw = fx.GraphModule(nn.Module(), graph)
+    values = [torch.randn(64, 32) for _ in range(3)]
+    stored = {"x": Stored((x,), 0, CODECS), "y": Stored((y,), 0, CODECS)}
+    found, _, hidden = squared_errors(bw, stored, values, draws=4)
+    assert hidden == {"x"} and found.keys() == {"y"}
+    (squares,) = perturbed_errors(bw, {"x": stored["x"]}, values).values()
+    slopes = (2 * values[1] * values[2]).square()
+    assert squares[1] == pytest.approx(float((slopes * expected_square(values[0], CODECS[1])).sum()), rel=0.25)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["plain", "zeros", "heads", "ragged"])
+def test_expected_squares_are_those_of_codes(kind: str, bits: int) -> None:
+    torch.manual_seed(0)
+    rounding = "nearest" if bits == 8 else "stochastic"
+    x = torch.randn(32, 4, 96) if kind != "ragged" else torch.randn(1, 1000)
+    codec = Affine(bits=bits, rounding=rounding)  # type: ignore[arg-type]
+    if kind == "zeros":
+        x, codec = x.relu(), Affine(bits=bits, rounding=rounding, zero_preserving=True)  # type: ignore[arg-type]
+    if kind == "heads":
+        codec = Affine(bits=bits, rounding=rounding, heads=4, dim=96)  # type: ignore[arg-type]
+    rows = x.reshape(1, -1)
+    decoded = [codec.decode(codec.encode(rows, salt), rows.shape[1], x.dtype) for salt in range(24)]
+    measured = torch.stack([(d - rows).square() for d in decoded]).mean(0)
+    expected = expected_square(x, codec)
+    assert expected.shape == x.shape
+    assert float(expected.sum()) == pytest.approx(float(measured.sum()), rel=0.05)
+    if kind == "zeros":
+        assert not expected[x == 0].any()
+    # From values that were decoded from 8 bits, as a calibrating step has them.
+    fine = Affine(bits=8, rounding="nearest", zero_preserving=codec.zero_preserving, heads=codec.heads, dim=codec.dim)
+    coded = fine.decode(fine.encode(rows, 0), rows.shape[1], x.dtype).reshape(x.shape)
+    again = expected_square(coded, codec, coded_bits=8)
+    assert float(again.sum()) == pytest.approx(float(measured.sum()), rel=0.1)
+
+
+@pytest.mark.parametrize("case", ["plain", "causal", "bias", "fewer heads"])
+def test_attention_in_small_operators_is_the_kernels_backward(case: str) -> None:
+    torch.manual_seed(0)
+    heads = 2 if case == "fewer heads" else 4
+    query, grad = torch.randn(2, 4, 24, 16), torch.randn(2, 4, 24, 16)
+    key, value = torch.randn(2, heads, 24, 16), torch.randn(2, heads, 24, 16)
+    bias = torch.randn(2, 4, 24, 24) if case == "bias" else None
+    wide = (lambda t: t.repeat_interleave(4 // heads, 1)) if heads != 4 else (lambda t: t)
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    options = {"attn_mask": bias, "scale": 0.3}
+    out, lse = forward(query, wide(key), wide(value), 0.0, case == "causal", **options)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    expected = kernel(grad, query, wide(key), wide(value), out, lse, 0.0, case == "causal", **options)
+    ours = attention_backward(grad, query, key, value, out, lse, bias=bias, causal=case == "causal", scale=0.3)
+    for mine, theirs in zip(ours, expected, strict=False):
+        summed = theirs.unflatten(1, (mine.shape[1], -1)).sum(2)
+        assert torch.allclose(mine, summed, atol=1e-4)
+
+    graph = fx.Graph()
+    node = graph.call_function(kernel.default, (), {})
+    replaced = differentiable(node)
+    assert replaced is not None
+    again = replaced(grad, query, wide(key), wide(value), out, lse, 0.0, case == "causal", **options)
+    assert all(torch.allclose(mine, theirs, atol=1e-4) for mine, theirs in zip(again, expected, strict=True))
+    assert math.isfinite(float(again[0].sum()))
