@@ -5,7 +5,7 @@
 
 The step runs under a plan of its own, at 8 bits (under a budget at the widest setting that keeps it), so that it needs
 little more memory than the steps that follow, and it is interpreted. Its backward shows the saved tensors and the real
-gradient of the outputs; `adjoint` then differentiates the backward once.
+gradient of the outputs; `adjoint` then differentiates the backward, and `curvature` repeats it for a few tensors.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import fx, nn
 from fxcompress import __version__, compat, pipeline, plan_io
 from fxcompress.adjoint import Stored, squared_errors
 from fxcompress.codecs.affine import Affine
+from fxcompress.curvature import bent
 from fxcompress.error_table import ErrorTable, GraphErrors, TensorErrors, WidthError
 from fxcompress.errors import BudgetError, FxcompressError, UnsupportedGraphError
 from fxcompress.limits import widest
@@ -27,12 +28,12 @@ from fxcompress.partition import Request, cut_settings, rewritten_pair
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.fit_error import admitted
 from fxcompress.passes.rewrite import decoding_nodes
-from fxcompress.perturbation import perturbed_errors
+from fxcompress.perturbation import Repeater
 from fxcompress.probe import show
 from fxcompress.sensitivity import Run, step_quietly
 from fxcompress.watch import interpreting
 
-DRAWS = 4
+DRAWS = 8
 """Random directions of the gradient that an estimate averages over."""
 Found = Callable[[GraphErrors], object]
 
@@ -113,7 +114,11 @@ def measured_errors(
     """
     stored = _watched(bw, result, widest(options))
     squares, squared, hidden = squared_errors(bw, stored, values, draws=DRAWS)
-    squares |= perturbed_errors(bw, {name: stored[name] for name in stored if name in hidden}, values) if hidden else {}
+    facts = {decision.tensor.name: decision.tensor for decision in result.plan.decisions}
+    repeater = Repeater(bw, values)
+    squares = bent(squares, stored, facts, repeater)
+    for name in sorted(hidden):
+        squares[name] = [repeater.squared_error(stored[name], codec, 1) for codec in stored[name].codecs]
     if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
         return None
     tensors = tuple(

@@ -1,6 +1,7 @@
-"""How storing one tensor changes the gradient where no derivative can be had: perturb it and repeat the backward.
+"""How storing one tensor changes the gradient, by doing it and repeating the backward: a pass per tensor and codec.
 
-A backward pass per tensor, at one of its codecs; the others follow by the ratio of their variances.
+For what the derivative of `adjoint` does not tell: tensors whose errors pass through an operator that has none, and how
+far errors of 2 bits are beyond the first order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,49 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.adjoint import Squares, Stored, random_signs
+from fxcompress.adjoint import Stored, random_signs
+from fxcompress.codecs.affine import Affine
+from fxcompress.codecs.order import from_rows, memory_order, to_rows
 from fxcompress.rounding_error import expected_square
 
 
-def perturbed_errors(bw: fx.GraphModule, stored: Mapping[str, Stored], values: Sequence[Any]) -> Squares:
-    """E‖ΔG‖² of each tensor under each of its codecs, as `adjoint.squared_errors`, from one draw of its errors."""
-    found: Squares = {}
-    with torch.no_grad():
-        exact = _gradients(_Perturbed(bw, {}), values)
-        for number, (name, entry) in enumerate(stored.items()):
-            runner = _Perturbed(bw, {node: (entry, number) for node in entry.nodes})
-            distance = sum(
-                float((ours - theirs).double().square().sum())
-                for ours, theirs in zip(_gradients(runner, values), exact, strict=True)
-            )
-            tried = runner.variances[_tried(entry)]
-            found[name] = [distance * variance / tried if tried else 0.0 for variance in runner.variances]
-    return found
+class Repeater:
+    """A backward graph on given inputs, its exact gradients at hand."""
+
+    def __init__(self, bw: fx.GraphModule, values: Sequence[Any]) -> None:
+        self._bw, self._values = bw, values
+        self._exact = self._gradients({})
+
+    def squared_error(self, entry: Stored, codec: Affine, salt: int) -> float:
+        """‖ΔG‖² where one tensor is stored with `codec`; `salt` names its rounding noise."""
+        changed = self._gradients(dict.fromkeys(entry.nodes, (entry, codec, salt)))
+        pairs = zip(changed, self._exact, strict=True)
+        return sum(float((ours - theirs).double().square().sum()) for ours, theirs in pairs)
+
+    def _gradients(self, stored: Mapping[fx.Node, tuple[Stored, Affine, int]]) -> list[Tensor]:
+        with torch.no_grad():
+            results = _Storing(self._bw, stored).run(*self._values)
+        return [r for r in results if isinstance(r, Tensor) and r.is_floating_point()]
 
 
-def _tried(entry: Stored) -> int:
-    return len(entry.codecs) // 2
+class _Storing(fx.Interpreter):
+    """Runs a graph in which some nodes are stored anew."""
 
-
-class _Perturbed(fx.Interpreter):
-    """Runs a graph with errors of random sign put on some nodes."""
-
-    def __init__(self, bw: fx.GraphModule, errors: Mapping[fx.Node, tuple[Stored, int]]) -> None:
+    def __init__(self, bw: fx.GraphModule, stored: Mapping[fx.Node, tuple[Stored, Affine, int]]) -> None:
         super().__init__(bw)
-        self._errors = errors
-        self.variances: list[float] = []
+        self._stored = stored
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n not in self._errors:
+        if n not in self._stored:
             return result
-        entry, seed = self._errors[n]
-        squares = [expected_square(result, codec, coded_bits=entry.bits) for codec in entry.codecs]
-        totals = [float(square.double().sum()) for square in squares]
-        self.variances = [a + b for a, b in zip(self.variances or [0.0] * len(totals), totals, strict=True)]
-        error = squares[_tried(entry)].sqrt() * random_signs(result, seed)
-        return result + error.to(result.dtype)
+        entry, codec, salt = self._stored[n]
+        return _stored(result, codec, entry.bits, salt)
 
 
-def _gradients(runner: _Perturbed, values: Sequence[Any]) -> list[Tensor]:
-    return [r for r in runner.run(*values) if isinstance(r, Tensor) and r.is_floating_point()]
+def _stored(value: Tensor, codec: Affine, coded_bits: int, salt: int) -> Tensor:
+    """What comes back from `codec`; on values that its codes can express, an error of the size it has on others."""
+    order = memory_order(value)
+    if (coded_bits and codec.bits >= coded_bits) or order is None:
+        error = expected_square(value, codec, coded_bits=coded_bits).sqrt() * random_signs(value, salt)
+        return value + error.to(value.dtype)
+    rows = to_rows(value, order)
+    return from_rows(codec.decode(codec.encode(rows, salt), order.cols, value.dtype), order)

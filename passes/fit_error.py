@@ -200,6 +200,6 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
 def _shortfall(limit: float, lowest: float, peak: Peak) -> str:
     """What an accuracy error says."""
     return (
-        f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of {peak.limit_bytes} bytes "
-        f"is {lowest:.3g}; state a larger limit or a larger budget"
+        f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of {peak.limit_bytes} "
+        f"bytes is {lowest:.3g}; state a larger limit or a larger budget"
     )
