@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from fxcompress import compat
 from fxcompress.attention_math import differentiable
 from fxcompress.codecs.affine import Affine
+from fxcompress.passes.ops import op_name
 from fxcompress.rounding_error import expected_square
 
 
@@ -152,9 +153,13 @@ class _Differentiable(fx.Interpreter):
         replaced = differentiable(n)
         if replaced is not None:
             return replaced(*args, **kwargs)
-        result = self._undifferentiated(n) if _is_foreign(n) else super().run_node(n)
-        if not _lacks_derivative(result):
-            return result
+        if _is_foreign(n):
+            return self._undifferentiated(n)
+        if not op_name(n).endswith("norm_backward"):
+            result = super().run_node(n)
+            if not _lacks_derivative(result):
+                return result
+        # PyTorch's derivative of a normalization's backward lets mean and deviation follow the input; ours are saved.
         smaller = compat.decomposition_of(n.target)
         return self._undifferentiated(n) if smaller is None else smaller(*args, **kwargs)
 

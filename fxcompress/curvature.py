@@ -14,7 +14,7 @@ from fxcompress.report.text import layer_pattern
 
 LINEAR = ("operand", "operand+mask")
 """Need classes whose errors reach leaf gradients through a product alone."""
-NEGLIGIBLE = 1e-3
+NEGLIGIBLE = 1e-4
 """Of all squared errors at 2 bits: layers that add less are left as they are."""
 _COARSE, _FINE = 2, 4
 

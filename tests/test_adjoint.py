@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from operator import getitem as operator_getitem
 
 import pytest
 import torch
@@ -136,16 +137,39 @@ def test_attention_in_small_operators_is_the_kernels_backward(case: str) -> None
     assert math.isfinite(float(again[0].sum()))
 
 
+def test_saved_statistics_do_not_follow_the_input_of_a_normalization() -> None:
+    """PyTorch's own derivative of a normalization's backward says they do."""
+    torch.manual_seed(0)
+    shape, weight = [64], torch.rand(64)
+    grad, x = torch.randn(64, 64), torch.randn(64, 64) + 3 * torch.randn(64, 1)
+    _, mean, rstd = torch.ops.aten.native_layer_norm(x, shape, weight, None, 1e-5)
+    graph = fx.Graph()
+    places = [graph.placeholder(name) for name in ("grad", "x", "mean", "rstd", "weight")]
+    mask = [True, True, False]
+    operator = torch.ops.aten.native_layer_norm_backward.default
+    node = graph.call_function(operator, (*places[:2], shape, *places[2:], None, mask))
+    graph.output(tuple(graph.call_function(operator_getitem, (node, i)) for i in (0, 1)))
+    bw = fx.GraphModule(nn.Module(), graph)
+    values = [grad, x, mean, rstd, weight]
+    entry = Stored((places[1],), 0, CODECS)
+    found, _, _ = squared_errors(bw, {"x": entry}, values, draws=16)
+    repeater = Repeater(bw, values)
+    for codec, expected in zip(CODECS[:2], found["x"], strict=False):
+        measured = [repeater.squared_error(entry, codec, salt) for salt in range(4)]
+        assert sum(measured) / 4 == pytest.approx(expected, rel=0.15)
+
+
 def test_two_bits_are_corrected_for_what_bends_and_for_all_layers_alike() -> None:
-    """A cube's second order is a constant of its argument's own; a product has none."""
+    """A steep sigmoid is flatter than its slope says; a product is as straight as it was."""
     torch.manual_seed(0)
     graph = fx.Graph()
     x, y, w, g = (graph.placeholder(name) for name in "xywg")
-    cubes = [graph.call_function(torch.ops.aten.pow.Tensor_Scalar, (node, 3)) for node in (x, y)]
-    leaves = [graph.call_function(torch.ops.aten.mul.Tensor, (node, g)) for node in (*cubes, w)]
+    steep = [graph.call_function(torch.ops.aten.mul.Tensor, (node, 4)) for node in (x, y)]
+    curves = [graph.call_function(torch.ops.aten.sigmoid.default, (node,)) for node in steep]
+    leaves = [graph.call_function(torch.ops.aten.mul.Tensor, (node, g)) for node in (*curves, w)]
     graph.output(tuple(leaves))
     bw = fx.GraphModule(nn.Module(), graph)
-    values = [torch.randn(128, 64) for _ in range(4)]
+    values = [3 * torch.rand(128, 64) - 1.5 for _ in range(4)]
     stored = {node.name: Stored((node,), 0, CODECS) for node in (x, y, w)}
     tensor = SavedTensor(0, "x", "x", "h.0", "", "mul", (128, 64), (64, 1), "float32", 0, 0, "derivative", ())
     facts = {
@@ -156,6 +180,7 @@ def test_two_bits_are_corrected_for_what_bends_and_for_all_layers_alike() -> Non
     found = bent(first, stored, facts, repeater)
     assert found["w"] == first["w"] and found["x"][:2] == first["x"][:2]
     factors = [found[name][2] / first[name][2] for name in "xy"]
-    assert factors[0] == pytest.approx(factors[1]) and factors[0] > 1.3
+    assert factors[0] == pytest.approx(factors[1]) and factors[0] < 0.8
     for name in "xy":
-        assert found[name][2] == pytest.approx(repeater.squared_error(stored[name], CODECS[2], 7), rel=0.15)
+        measured = [repeater.squared_error(stored[name], CODECS[2], salt) for salt in range(7, 11)]
+        assert found[name][2] == pytest.approx(sum(measured) / len(measured), rel=0.1)
