@@ -166,15 +166,22 @@ def calibrate(
 
 
 def step_quietly(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
-    """One forward and backward whose gradients, buffers and random state are left as they were."""
+    """One forward and backward through `backend`, of which nothing remains."""
     torch._dynamo.reset()
+    try:
+        gradients_quietly(model, lambda plain: run(torch.compile(plain, backend=backend)))
+    finally:
+        torch._dynamo.reset()
+
+
+def gradients_quietly(model: nn.Module, run: Run) -> Sequence[Tensor | None]:
+    """The gradients of one step; those of the parameters, buffers and the random state are left as they were."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.random.fork_rng():
-            torch.autograd.grad(run(torch.compile(model, backend=backend)), parameters, allow_unused=True)
+            return torch.autograd.grad(run(model), parameters, allow_unused=True)
     finally:
-        torch._dynamo.reset()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
 

@@ -164,7 +164,7 @@ def test_two_bits_are_corrected_for_what_bends_and_for_all_layers_alike() -> Non
     torch.manual_seed(0)
     graph = fx.Graph()
     x, y, w, g = (graph.placeholder(name) for name in "xywg")
-    steep = [graph.call_function(torch.ops.aten.mul.Tensor, (node, 4)) for node in (x, y)]
+    steep = [graph.call_function(torch.ops.aten.mul.Tensor, (node, 8)) for node in (x, y)]
     curves = [graph.call_function(torch.ops.aten.sigmoid.default, (node,)) for node in steep]
     leaves = [graph.call_function(torch.ops.aten.mul.Tensor, (node, g)) for node in (*curves, w)]
     graph.output(tuple(leaves))

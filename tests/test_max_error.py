@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fxcompress import backend, calibration, first_call, ledger, plan_io
 from fxcompress.cli import main
-from fxcompress.errors import AccuracyError, OptionError, PlanError
+from fxcompress.errors import AccuracyError, FxcompressError, OptionError, PlanError
+from fxcompress.noise_limit import noise_limit
 from fxcompress.options import Options
 from fxcompress.trace import explain
 from fxcompress.verify import verify
@@ -198,3 +199,17 @@ def test_a_graph_without_a_backward_and_a_zero_gradient_are_no_obstacle() -> Non
     for _ in range(2):
         gradient(compiled, model, inputs)
     assert len(ledger.reports()) == 1
+
+
+def test_the_limit_from_minibatch_noise_is_the_spread_of_whole_batches() -> None:
+    """A linear model whose gradient's noise is known: of a mean over n samples it is the variance of one over n."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 1, bias=False)
+    mean, spread, n = torch.ones(64), 3.0, 4096
+    halves = [mean + spread * torch.randn(n // 2, 64) for _ in range(2)]
+    first, second = (lambda compiled, x=x: compiled(x).mean() for x in halves)
+    expected = math.sqrt(0.1 * 64 * spread**2 / n) / 8
+    assert noise_limit(model, first, second) == pytest.approx(expected, rel=0.3)
+    assert model.weight.grad is None
+    with pytest.raises(FxcompressError, match="no limit follows"):
+        noise_limit(model, lambda compiled: 0 * first(compiled), lambda compiled: 0 * second(compiled))
