@@ -22,6 +22,7 @@ from fxcompress.codecs.affine import Affine
 from fxcompress.curvature import bent
 from fxcompress.error_table import ErrorTable, GraphErrors, TensorErrors, WidthError
 from fxcompress.errors import BudgetError, FxcompressError, UnsupportedGraphError
+from fxcompress.joint_errors import joined
 from fxcompress.limits import widest
 from fxcompress.options import Options
 from fxcompress.partition import Request, cut_settings, rewritten_pair
@@ -118,7 +119,9 @@ def measured_errors(
     repeater = Repeater(bw, values)
     squares = bent(squares, stored, facts, repeater)
     for name in sorted(hidden):
-        squares[name] = [repeater.squared_error(stored[name], codec, 1) for codec in stored[name].codecs]
+        squares[name] = [repeater.squared_error([(stored[name], codec, 1)]) for codec in stored[name].codecs]
+    if options.max_error is not None:
+        squares = joined(squares, stored, result.encodings, options.max_error**2 * squared, repeater)
     if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
         return None
     tensors = tuple(

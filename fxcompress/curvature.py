@@ -1,8 +1,8 @@
 """What the first order misses: errors of 2 bits are large enough for a GELU or a normalization to bend.
 
-A tensor is stored at 2 and at 4 bits and the backward repeated. To the first order the two squared errors are in the
-ratio that `adjoint` predicts; what the ratio is more than that is the factor by which 2 bits are worse. Tensors of
-identical layers share one factor, so that the number of passes does not grow with the depth of the model.
+A tensor is stored at 2 and at 4 bits and the backward repeated. To the first order, the two squared errors are in the
+ratio that `adjoint` predicts; what the coarser one is beyond that is added to it. That is done for the tensors that
+matter most; further ones of identical layers are given the largest excess found in their kind.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,9 @@ from fxcompress.report.text import layer_pattern
 LINEAR = ("operand", "operand+mask")
 """Need classes whose errors reach leaf gradients through a product alone."""
 NEGLIGIBLE = 1e-4
-"""Of all squared errors at 2 bits: layers that add less are left as they are."""
+"""Of all squared errors at 2 bits: tensors that add less are left as they are."""
+REPEATED = 48
+"""Tensors that are looked at, two backward passes each."""
 _COARSE, _FINE = 2, 4
 
 
@@ -31,26 +33,28 @@ def bent(
         repeater: repeats the backward.
     """
     at = {name: {codec.bits: i for i, codec in enumerate(stored[name].codecs)} for name in squares}
-    both = [name for name in squares if {_COARSE, _FINE} <= at[name].keys() and tensors[name].need not in LINEAR]
-    total = sum(squares[name][at[name][_COARSE]] for name in squares if _COARSE in at[name])
-    alike: dict[object, list[str]] = {}
-    for name in both:
-        alike.setdefault(_kind(tensors[name]), []).append(name)
+    coarse = {name: squares[name][at[name][_COARSE]] for name in squares if _COARSE in at[name]}
+    least = NEGLIGIBLE * sum(coarse.values())
+    bending = [n for n in coarse if _FINE in at[n] and tensors[n].need not in LINEAR and coarse[n] > least]
+    bending.sort(key=lambda name: -coarse[name])
     found = {name: list(own) for name, own in squares.items()}
-    for names in alike.values():
-        added = {name: squares[name][at[name][_COARSE]] for name in names}
-        if sum(added.values()) > NEGLIGIBLE * total:
-            name = max(added, key=added.__getitem__)
-            factor = _factor(squares[name], at[name], stored[name], repeater)
-            for each in names:
-                found[each][at[each][_COARSE]] *= factor
+    excesses: dict[object, float] = {}
+    for number, name in enumerate(bending):
+        kind = _kind(tensors[name])
+        if number < REPEATED:
+            excess = _excess(squares[name], at[name], stored[name], repeater)
+            excesses[kind] = max(excess, excesses.get(kind, 0.0))
+        else:
+            excess = excesses.get(kind, 0.0)
+        found[name][at[name][_COARSE]] += excess
     return found
 
 
-def _factor(squares: list[float], at: Mapping[int, int], entry: Stored, repeater: Repeater) -> float:
-    coarse, fine = (repeater.squared_error(entry, entry.codecs[at[bits]], bits) for bits in (_COARSE, _FINE))
-    expected = squares[at[_COARSE]] / squares[at[_FINE]] if squares[at[_FINE]] else 0.0
-    return coarse / fine / expected if fine and expected else 1.0
+def _excess(squares: list[float], at: Mapping[int, int], entry: Stored, repeater: Repeater) -> float:
+    """‖ΔG‖² at 2 bits beyond what 4 bits and the first order make expect; not below what would leave a tenth."""
+    coarse, fine = (repeater.squared_error([(entry, entry.codecs[at[bits]], bits)]) for bits in (_COARSE, _FINE))
+    first, finer = squares[at[_COARSE]], squares[at[_FINE]]
+    return max(coarse - fine * first / finer, -0.9 * first) if finer else 0.0
 
 
 def _kind(tensor: SavedTensor) -> object:

@@ -1,7 +1,7 @@
-"""How storing one tensor changes the gradient, by doing it and repeating the backward: a pass per tensor and codec.
+"""How storing tensors changes the gradient, by doing it and repeating the backward.
 
-For what the derivative of `adjoint` does not tell: tensors whose errors pass through an operator that has none, and how
-far errors of 2 bits are beyond the first order.
+For what the derivative of `adjoint` does not tell: errors that pass through an operator that has none, how far errors
+of 2 bits are beyond the first order, and what errors do together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class Repeater:
         self._bw, self._values = bw, values
         self._exact = self._gradients({})
 
-    def squared_error(self, entry: Stored, codec: Affine, salt: int) -> float:
-        """‖ΔG‖² where one tensor is stored with `codec`; `salt` names its rounding noise."""
-        changed = self._gradients(dict.fromkeys(entry.nodes, (entry, codec, salt)))
+    def squared_error(self, stored: Sequence[tuple[Stored, Affine, int]]) -> float:
+        """‖ΔG‖² where tensors are stored, each with a codec and the name of its rounding noise."""
+        changed = self._gradients({node: each for each in stored for node in each[0].nodes})
         pairs = zip(changed, self._exact, strict=True)
         return sum(float((ours - theirs).double().square().sum()) for ours, theirs in pairs)
 

@@ -14,23 +14,18 @@ from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.affine.reference import read_word
 from fxcompress.codecs.groups import to_groups
 from fxcompress.codecs.order import from_rows, memory_order, to_rows
-from fxcompress.errors import UnsupportedGraphError
 
 
 def expected_square(value: Tensor, codec: Affine, *, coded_bits: int = 0) -> Tensor:
-    """E[(decode(encode(x)) - x)²] per element, in the sizes and strides of `value`, float32.
+    """E[(decode(encode(x)) - x)²] per element, in the sizes of `value`, float32.
 
     Args:
         value: what is stored, or what was decoded from affine codes of it with `coded_bits` bits.
         codec: how it would be stored.
         coded_bits: 0 for the values themselves.
-
-    Raises:
-        UnsupportedGraphError: `value` is not dense in memory.
     """
-    order = memory_order(value)
-    if order is None:
-        raise UnsupportedGraphError(f"a saved tensor of sizes {tuple(value.shape)} is not dense in memory")
+    order = memory_order(value) or memory_order(value := value.contiguous())
+    assert order is not None
     rows = to_rows(value, order)
     _, word = codec.encode(rows, 0)
     grouped = _by_head(rows, codec) if codec.heads else to_groups(rows, codec.group)
