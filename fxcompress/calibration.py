@@ -1,6 +1,7 @@
 """Calibrate in one training step how the gradient's error depends on the width of every saved tensor.
 
-    table = calibration.calibrate(model, lambda compiled: compiled(tokens, targets), "errors.json")
+    options = fxcompress.Options(max_error=0.05)
+    table = calibration.calibrate(model, lambda compiled: compiled(tokens, targets), "errors.json", options=options)
     compiled = torch.compile(model, backend="actcomp", options={"max_error": 0.05, "calibration": "errors.json"})
 
 The step runs under a plan of its own, at 8 bits (under a budget at the widest setting that keeps it), so that it needs
@@ -21,7 +22,7 @@ from fxcompress.adjoint import Stored, squared_errors
 from fxcompress.codecs.affine import Affine
 from fxcompress.curvature import bent
 from fxcompress.error_table import ErrorTable, GraphErrors, TensorErrors, WidthError
-from fxcompress.errors import BudgetError, FxcompressError, UnsupportedGraphError
+from fxcompress.errors import BudgetError, FxcompressError, OptionError, UnsupportedGraphError
 from fxcompress.joint_errors import joined
 from fxcompress.limits import widest
 from fxcompress.options import Options
@@ -115,15 +116,15 @@ def measured_errors(
     """
     stored = _watched(bw, result, widest(options))
     squares, squared, hidden = squared_errors(bw, stored, values, draws=DRAWS)
+    if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
+        return None
     facts = {decision.tensor.name: decision.tensor for decision in result.plan.decisions}
     repeater = Repeater(bw, values)
     squares = bent(squares, stored, facts, repeater)
     for name in sorted(hidden):
         squares[name] = [repeater.squared_error([(stored[name], codec, 1)]) for codec in stored[name].codecs]
-    if options.max_error is not None:
-        squares = joined(squares, stored, result.encodings, options.max_error**2 * squared, repeater)
-    if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
-        return None
+    assert options.max_error is not None
+    squares = joined(squares, stored, result.encodings, options.max_error**2 * squared, repeater)
     tensors = tuple(
         TensorErrors(
             name,
@@ -159,7 +160,7 @@ def calibrating_backend(calibrator: Calibrator) -> Callable[..., Any]:
 
 
 def calibrate(
-    model: nn.Module, run: Run, path: str | os.PathLike[str] | None = None, *, options: Options | None = None
+    model: nn.Module, run: Run, path: str | os.PathLike[str] | None = None, *, options: Options
 ) -> ErrorTable:
     """Calibrate in one step of `model`, whose parameters, gradients, buffers and random state stay as they are.
 
@@ -167,14 +168,18 @@ def calibrate(
         model: the module that will be compiled.
         run: calls what it is given, the compiled model, and returns a scalar loss.
         path: where the table is written; None: nowhere.
-        options: those of the training to come, `max_error` and `budget` included.
+        options: those of the training to come, `max_error` and a `budget` included. The table serves other limits, too,
+            but what errors do together is tried for this one.
 
     Raises:
+        OptionError: `max_error` is missing.
         BudgetError: no plan found keeps the budget.
         FxcompressError: nothing could be calibrated; says why.
     """
+    if options.max_error is None:
+        raise OptionError("option 'max_error' is missing: what is calibrated is the plan that it leads to")
     graphs: dict[str, GraphErrors] = {}
-    calibrator = Calibrator(options or Options(), lambda errors: graphs.setdefault(errors.fingerprint, errors))
+    calibrator = Calibrator(options, lambda errors: graphs.setdefault(errors.fingerprint, errors))
     step_quietly(model, run, calibrating_backend(calibrator))
     if not graphs:
         seen = f"of {calibrator.graphs} graphs that save something for backward, " if calibrator.graphs else ""

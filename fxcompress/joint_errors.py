@@ -1,8 +1,8 @@
 """What errors do together that none does alone: the whole plan, tried on the values that calibrate it.
 
 Errors of different tensors are independent, and to the first order they add up. At 2 bits they are large enough to
-meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass, and if
-its error is larger than predicted, all errors are taken for larger by as much, and the plan that then follows is tried.
+meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass, and
+if its error is larger than predicted, all errors are taken for larger by as much, and the plan that follows is tried.
 """
 
 from collections.abc import Mapping, Sequence

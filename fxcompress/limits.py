@@ -91,7 +91,7 @@ def errors_of(key: str, stated: Options, errors: ErrorTable | None) -> GraphErro
     if errors is None and stated.calibration is None:
         raise OptionError(
             "option 'max_error' needs to know how the gradient depends on what is saved, and no shape tells: make a "
-            "table with `fxcompress calibrate` and give its path as option 'calibration'"
+            "table with `fxcompress calibrate` under the same options and give its path as option 'calibration'"
         )
     table = plan_io.load_errors(str(stated.calibration)) if errors is None else errors
     found = table.find(key)

@@ -59,7 +59,7 @@ def fresh() -> None:
 def table(tmp_path: Path) -> str:
     model, inputs = case()
     path = tmp_path / "errors.json"
-    calibration.calibrate(model, lambda compiled: compiled(*inputs), path, options=Options(**SMALL))
+    calibration.calibrate(model, lambda compiled: compiled(*inputs), path, options=Options(**SMALL, max_error=0.05))
     torch._dynamo.reset()
     return str(path)
 
@@ -142,9 +142,12 @@ def test_verify_shows_predicted_beside_measured_for_every_tensor() -> None:
 def test_the_command_line_calibrates_and_explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "errors.json")
     small = ["--option", "inner=aot_eager", "--option", "min_bytes=1024"]
-    assert main(["calibrate", "tests.test_max_error:case", *small, "-o", path]) == 0
+    assert main(["calibrate", "tests.test_max_error:case", *small, "-o", path]) == 2
+    assert "'max_error' is missing" in capsys.readouterr().err
+    limited = [*small, "--option", "max_error=0.05"]
+    assert main(["calibrate", "tests.test_max_error:case", *limited, "-o", path]) == 0
     assert "1 graphs" in capsys.readouterr().err
-    limited = [*small, "--option", "max_error=0.05", "--option", f"calibration={path}"]
+    limited += ["--option", f"calibration={path}"]
     assert main(["explain", "tests.test_max_error:case", *limited]) == 0
     assert "limit 0.05" in capsys.readouterr().out
     assert main(["verify", "tests.test_max_error:case", *limited, "--per-tensor"]) == 0

@@ -1,9 +1,10 @@
 """Measure in one training step how the gradient's error depends on the width of every saved tensor.
 
 The table is what the option calibration reads, so that max_error chooses the same plan in every process and on every
-rank. Give the options of the training to come: with a budget, the table is about the cut that keeps it.
+rank. Give the options of the training to come, max_error included: with a budget, the table is about the cut that keeps
+it, and with a limit about the plan that follows from it.
 
-example: fxcompress calibrate bench.models.zoo:gpt2 --option inner=aot_eager -o errors.json
+example: fxcompress calibrate bench.models.zoo:gpt2 --option inner=aot_eager --option max_error=0.05 -o errors.json
 """
 
 import argparse
