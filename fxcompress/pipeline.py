@@ -97,7 +97,6 @@ def run(
         plain_saved_bytes: what PyTorch's own cut saves, for the report; the pair's own if None.
         decompositions: operator decompositions of the compiler that gets the result, or None.
         budget: where the cut was chosen for a budget, what that comes to; None: what `options.budget` says of the pair.
-
         errors: with `options.max_error`, what widths do to the gradient; read from `options.calibration` if None.
 
     Raises:

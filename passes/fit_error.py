@@ -12,7 +12,7 @@ from torch import fx
 
 from fxcompress import codecs, costs
 from fxcompress.error_table import GraphErrors
-from fxcompress.errors import AccuracyError, PlanError
+from fxcompress.errors import AccuracyError, BudgetError, PlanError
 from fxcompress.facts import SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage
@@ -102,7 +102,8 @@ def fit_error(
         peak: a budget, or None.
 
     Raises:
-        AccuracyError: no choice keeps both the limit and the budget.
+        BudgetError: no choice keeps the budget.
+        AccuracyError: no choice that keeps the budget keeps the limit; without one, keeping everything is exact.
         PlanError: `errors` lacks a tensor or a width of this graph.
     """
     facts = {tensor.name: tensor for tensor in saved}
@@ -114,8 +115,6 @@ def fit_error(
         found = cheapest([[_way(s, c) for c in own] for s, own in zip(free, candidates, strict=True)], limit**2)
     else:
         found, lowest = _within(free, candidates, peak, limit)
-    if peak is not None and not found.fits:  # without a budget, keeping everything is exact
-        raise AccuracyError(_shortfall(limit, found.lowest**0.5, peak), rel_error=found.lowest**0.5)
     taken = {s.members[0].bw.name: own[r] for s, own, r in zip(free, candidates, found.chosen, strict=True)}
     accuracy = Accuracy(limit, errors.gradient_norm, found.error**0.5, found.lowest**0.5, found.bound, found.cost)
     decisions = tuple(
@@ -167,8 +166,21 @@ def _within(
         for own, lifetime in zip(candidates, lifetimes.storages, strict=True)
     ]
     errors = [[candidate.rel_error**2 for candidate in own] for own in candidates]
-    _, found = within_peak(items, errors, lifetimes.rest_bytes, peak.limit_bytes, limit**2)
-    return found, lowest_peak(items, lifetimes.rest_bytes)
+    allocation, found = within_peak(items, errors, lifetimes.rest_bytes, peak.limit_bytes, limit**2)
+    lowest_bytes, lowest = lowest_peak(items, lifetimes.rest_bytes), found.lowest**0.5
+    if not allocation.fits:
+        raise BudgetError(
+            f"budget of {peak.limit_bytes} bytes: the lowest predicted peak found is {lowest_bytes} bytes; state a "
+            "larger budget, or make the batch smaller",
+            peak_bytes=allocation.peak_bytes,
+        )
+    if not found.fits:
+        raise AccuracyError(
+            f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of "
+            f"{peak.limit_bytes} bytes is {lowest:.3g}; state a larger limit or a larger budget",
+            rel_error=lowest,
+        )
+    return found, lowest_bytes
 
 
 def _option(candidate: Candidate, lifetime: Lifetime, machine: Machine) -> Option:
@@ -194,12 +206,4 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
         params=params,
         nbytes=_nbytes(encoding),
         predicted_error=candidate.rel_error,
-    )
-
-
-def _shortfall(limit: float, lowest: float, peak: Peak) -> str:
-    """What an accuracy error says."""
-    return (
-        f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of {peak.limit_bytes} "
-        f"bytes is {lowest:.3g}; state a larger limit or a larger budget"
     )
