@@ -92,7 +92,7 @@ class Calibrator(compat.partitioner_base()):  # type: ignore[misc]
                 return rewritten_pair(gm, request)
             except BudgetError as error:
                 failures.append(error)
-        raise failures[0]
+        raise min(failures, key=lambda error: error.peak_bytes)
 
     def _measure(self, result: pipeline.Result, bw: fx.GraphModule, values: Sequence[Any]) -> None:
         if result.plan.fingerprint in self._known:

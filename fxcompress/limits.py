@@ -127,8 +127,10 @@ def kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...
 
 def _shortfall(fit: Fit, options: Options) -> str:
     """What a budget error says."""
+    under, change = f"bits={options.bits}, operand_bits={options.operand_bits}", "lower these widths"
+    if options.max_error is not None:
+        under, change = f"max_error={options.max_error:g}", "raise this limit"
     return (
         f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {fit.lowest_peak_bytes} bytes at "
-        f"bits={options.bits}, operand_bits={options.operand_bits} (PyTorch's own: {fit.plain_peak_bytes}); state a "
-        "larger budget, lower these widths, or make the batch smaller"
+        f"{under} (PyTorch's own: {fit.plain_peak_bytes}); state a larger budget, {change}, or make the batch smaller"
     )

@@ -192,7 +192,8 @@ def _within_budget(
             return cut_to_budget(cutter, rewriting, setting, num_fwd_outputs, plain_peak_bytes)
         except (BudgetError, PlanError) as error:
             failures.append(error)
-    raise next((error for error in failures if isinstance(error, BudgetError)), failures[0])
+    over = [error for error in failures if isinstance(error, BudgetError)]
+    raise min(over, key=lambda error: error.peak_bytes) if over else failures[0]
 
 
 def _rewritten(

@@ -154,7 +154,7 @@ def run(
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)
     plain = before if plain_saved_bytes is None else plain_saved_bytes
-    fits = stored.fits if stored is not None else kept(fits, peak_after, options)
+    fits = stored.fits if stored is not None else kept(fits, peak_after, stated)
     accuracies = stored.accuracies if stored is not None else accuracies
     graph_plan = _graph_plan(key, choice, before, plain, peak_before, peak_after)
     graph_plan = replace(graph_plan, fits=fits, accuracies=accuracies)

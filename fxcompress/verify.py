@@ -61,8 +61,8 @@ class Verification:
     """Tensors that were encoded, all graphs together."""
     saved_bytes_before: int
     saved_bytes_after: int
-    predicted_error: float = math.nan
-    """Of the whole gradient, as the plan states it; NaN if no plan does."""
+    predicted_error: float | None = None
+    """Of the whole gradient, as the plan states it; None if no plan does."""
     stored: tuple[StoredError, ...] = ()
     """If asked for: every tensor in lossy codes, the largest errors first."""
     culprit: str = ""
@@ -205,11 +205,11 @@ def _compare(plain: _Step, ours: _Step, options: Options, max_error: float) -> V
     )
 
 
-def _predicted(graphs: Sequence[GraphPlan]) -> float:
+def _predicted(graphs: Sequence[GraphPlan]) -> float | None:
     """The error of all graphs' gradients together, each being independent of the others."""
     known = [accuracy for graph in graphs for accuracy in graph.accuracies]
     norm = math.hypot(*(accuracy.gradient_norm for accuracy in known))
-    return math.hypot(*(a.predicted * a.gradient_norm for a in known)) / norm if norm else math.nan
+    return math.hypot(*(a.predicted * a.gradient_norm for a in known)) / norm if norm else None
 
 
 def _errors(plain: Tensors, ours: Tensors) -> tuple[TensorError, ...]:

@@ -132,6 +132,7 @@ def test_under_a_rule_tensors_take_its_width_or_are_kept(table: str) -> None:
 def test_verify_shows_predicted_beside_measured_for_every_tensor() -> None:
     found = verify(case, (), Options(**SMALL, max_error=0.05), per_tensor=True)
     assert found.ok and found.max_error == pytest.approx(0.055) and found.stored
+    assert found.predicted_error is not None
     assert found.predicted_error / 1.5 < found.gradient_rel_error < 1.5 * found.predicted_error
     for error in found.stored:
         assert error.predicted / 2 < error.measured < 2 * error.predicted, error

@@ -28,7 +28,7 @@ def print_verification(result: "Verification", console: Console, *, verbose: boo
         _print_stored(result, console, verbose=verbose)
     before, after = result.saved_bytes_before, result.saved_bytes_after
     saved = f"{human_bytes(before)} → {human_bytes(after)} ({ratio(before, after)})"
-    predicted = "" if math.isnan(result.predicted_error) else f"predicted {result.predicted_error:.3g}, "
+    predicted = "" if result.predicted_error is None else f"predicted {result.predicted_error:.3g}, "
     lines = {
         "whole gradient": f"relative error {result.gradient_rel_error:.3g}, {predicted}allowed {result.max_error:g}",
         "loss": f"{result.loss_plain:.9g} plain, {result.loss:.9g} compressed, inner compiler {result.inner}",
