@@ -2,7 +2,7 @@
 
 Errors of different tensors are independent, and to the first order they add up. At 2 bits they are large enough to
 meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass, and
-if its error is larger than predicted, all errors are taken for larger by as much, and the plan that follows is tried.
+if its error is larger than predicted, those of 2 bits are taken for larger by that, and the plan that follows is tried.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,20 @@ def joined(
         measured = repeater.squared_error([(entry, entry.codecs[r - 1], salt) for entry, r, salt in taken])
         if measured <= CLOSE * plan.error:
             break
-        found = {name: [square * measured / plan.error for square in own] for name, own in found.items()}
+        coarse = sum(found[n][r - 1] for n, r in zip(names, plan.chosen, strict=True) if r and _bits(stored[n], r) == 2)
+        excess = measured - plan.error
+        found = {name: _raised(own, stored[name], excess, coarse, plan.error) for name, own in found.items()}
     return found
+
+
+def _bits(entry: Stored, way: int) -> int:
+    return entry.codecs[way - 1].bits
+
+
+def _raised(squares: Sequence[float], entry: Stored, excess: float, coarse: float, whole: float) -> list[float]:
+    """Squares raised in proportion, so that a plan has the excess besides: those at 2 bits, where it has some."""
+    factor = 1 + excess / (coarse or whole)
+    return [s * factor if codec.bits == 2 or not coarse else s for s, codec in zip(squares, entry.codecs, strict=True)]
 
 
 def _ways(encoding: Encoding, entry: Stored, squares: Sequence[float]) -> list[Way]:
