@@ -5,8 +5,7 @@ Rounding puts an independent error of variance v on each element of an operand x
     matrix product dW = Σ_r g_r x_rᵀ:       E‖ΔdW‖² = Σ_r (Σ_c v_rc)·‖g_r‖²             r: rows, c: columns of x
     convolution, sample by sample:          E‖ΔdW‖² = Σ_n v̄_n·(C/groups)·R·S·‖g_n‖²     but for what padding cuts off
 
-ActNN takes v = range²/(4·levels²) and chooses widths per sample. Here v = step²·f·(1 - f), f being the element's
-own fraction of a step (for nearest rounding the squared distance): zeros have no error and count for nothing.
+ActNN takes v = range²/(4·levels²) and chooses widths per sample. Here v is that of each element (`rounding_error`).
 """
 
 import math
@@ -14,17 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from fxcompress import codecs
 from fxcompress.codecs.affine import Affine
-from fxcompress.codecs.affine.reference import read_word
-from fxcompress.codecs.groups import to_groups
-from fxcompress.codecs.order import from_rows, memory_order, to_rows
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.ops import MOVES, is_view, op_name
 from fxcompress.plan import Decision
+from fxcompress.rounding_error import expected_square
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +66,8 @@ def coefficients(bw: fx.GraphModule, decisions: Sequence[Decision], values: Sequ
     result = {}
     for decision in decisions:
         if decision.tensor.name in uses:
-            codec = codecs.make("affine", **dict(decision.params))
-            variance = _variance(nodes[decision.tensor.name][1], codec)
+            codec = Affine(**dict(decision.params))  # type: ignore[arg-type]
+            variance = expected_square(nodes[decision.tensor.name][1], codec)
             parts = [_harm(use, variance, watcher.found[use.gradient]) for use in uses[decision.tensor.name]]
             result[decision.tensor.name] = sum(parts) * (2**codec.bits - 1) ** 2
     return result
@@ -101,19 +96,6 @@ def _partner(product: fx.Node, position: int) -> object:
     if op_name(product) == "mm":
         return product.args[1 - position]
     return product.args[0] if op_name(product) == "convolution_backward" and position == 1 else None
-
-
-def _variance(value: Tensor, codec: Any) -> Tensor:
-    """The variance of each element's rounding error, in the sizes and strides of `value`."""
-    order = memory_order(value)
-    assert order is not None and isinstance(codec, Affine)
-    rows = to_rows(value, order)
-    _, word = codec.encode(rows, 0)
-    step, zero = read_word(word)
-    place = (to_groups(rows, codec.group).to(torch.float32) - zero) / step
-    part = place - place.floor()
-    share = part * (1 - part) if codec.rounding == "stochastic" else torch.minimum(part, 1 - part).square()
-    return from_rows((share * step.square()).flatten(-2)[..., : order.cols], order)
 
 
 def _harm(use: _Use, variance: Tensor, gradient: Tensor) -> float:

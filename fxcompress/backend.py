@@ -5,13 +5,16 @@ backend cannot be named, `install()` (or `with enabled()`) sets Inductor's parti
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from fxcompress import compat, ledger
+from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
+from fxcompress.first_call import FirstCall
 from fxcompress.ledger import reports as reports
 from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
@@ -44,10 +47,19 @@ def actcomp(
         PlanError: `options["plan"]` cannot be read, or does not fit this graph.
     """
     chosen = from_mapping(options, mode=mode)
+    compile_graph = functools.partial(_compile, chosen)
+    if chosen.max_error is not None and chosen.calibration is None and chosen.plan is None:
+        return FirstCall(gm, example_inputs, chosen, compile_graph)
+    return compile_graph(gm, example_inputs, None)
+
+
+def _compile(
+    chosen: Options, gm: fx.GraphModule, example_inputs: Sequence[Any], errors: ErrorTable | None
+) -> Callable[..., Any]:
     if chosen.inner == "aot_eager":
-        partitioner = ActcompPartitioner(chosen, decompose=False)
+        partitioner = ActcompPartitioner(chosen, decompose=False, errors=errors)
         return compat.compile_with_aot_eager(gm, example_inputs, partitioner)
-    partitioner = ActcompPartitioner(chosen)
+    partitioner = ActcompPartitioner(chosen, errors=errors)
     extra = chosen.inductor_patches()
     for key in RESERVED:
         if key in extra:
@@ -73,6 +85,11 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
     for name in ("inner", "mode", "inductor"):
         if getattr(chosen, name) != getattr(Options(), name):
             raise OptionError(f"option {name!r} has no effect in install(): give it to torch.compile")
+    if chosen.max_error is not None and chosen.calibration is None:
+        raise OptionError(
+            "option 'max_error' needs a table in install(): make one with `fxcompress calibrate` and give its path as "
+            "option 'calibration'"
+        )
     partitioner = ActcompPartitioner(chosen)
     _previous.append(compat.set_inductor_config({**_FREEING, "custom_partitioner_fn": partitioner}))
 

@@ -13,11 +13,12 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.errors import BudgetError, PlanError
+from fxcompress.limits import Budget, budget_bytes
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cut, Cuts, cut_within
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine
-from fxcompress.pipeline import Budget, Result, budget_bytes
+from fxcompress.pipeline import Result
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""

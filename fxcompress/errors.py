@@ -27,6 +27,17 @@ class BudgetError(FxcompressError):
         self.peak_bytes = peak_bytes
 
 
+class AccuracyError(FxcompressError):
+    """No plan found keeps the gradient's predicted error below the limit; the message states the lowest found.
+
+    `rel_error` is that lowest relative error of the whole gradient.
+    """
+
+    def __init__(self, message: str, *, rel_error: float = 0.0) -> None:
+        super().__init__(message)
+        self.rel_error = rel_error
+
+
 class GraphError(FxcompressError):
     """A rewritten graph pair breaks a rule of the partition contract (a bug here, never in the user's model)."""
 

@@ -72,7 +72,7 @@ def make_plan(graphs: Sequence[GraphPlan], options: Options) -> Plan:
     shown = {
         k: v
         for k, v in options.to_dict().items()
-        if isinstance(v, (int, float, str, bool)) and k not in ("plan", "save_plan")
+        if isinstance(v, (int, float, str, bool)) and k not in ("plan", "save_plan", "calibration")
     }
     if options.rules:
         shown["rules"] = json.dumps(options.to_dict()["rules"], sort_keys=True, separators=(",", ":"))

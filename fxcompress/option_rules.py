@@ -239,6 +239,8 @@ RULES: dict[str, Rule] = {
     "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _word_or("head", _integer(0, 1024, "0 (the codec's default), a multiple of 16 in 16..1024", step=16)),
     "budget": _optional(Rule('a byte count such as "8GiB", or a share such as "50%"', parse_budget, str)),
+    "max_error": _optional(_number(2.0**-20, 1.0, "a number in 2^-20..1")),
+    "calibration": _optional(Rule("a path", _parse_path, str)),
     "lossy": Rule("True or False", _parse_flag, _flag_from_text),
     "loss_chunks": Rule(
         '"auto", 0 (off) or a number in 2..1024', _parse_chunks, lambda text: text if text == "auto" else int(text)

@@ -24,9 +24,11 @@ ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
 DECIDED_BY_PLAN = (
     "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "rules",
-    "loss_chunks", "min_bytes",
+    "loss_chunks", "min_bytes", "max_error", "calibration",
 )  # fmt: skip
 """Options that a replayed plan has already answered."""
+_CHOSEN_BY_ERROR = ("bits", "operand_bits", "codec", "error_bound", "adaptive", "lossy")
+"""Options that a limit on the gradient's error leaves nothing to decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,12 @@ class Options:
     """Highest predicted peak of a step, per graph: bytes (an int, or text such as "8GiB"), or a share of the predicted
     peak under PyTorch's own partition ("50%"). Parameters, their gradients and the optimizer's state do not count. What
     is kept, recomputed and encoded is then chosen together, at no fewer bits than the other options say."""
+    max_error: float | None = None
+    """Highest predicted error of the whole gradient, per graph: ‖Δ‖/‖gradient‖ of one step. Widths are then chosen per
+    tensor, from 2 bits to keeping it, instead of `bits` and `operand_bits`: for the fewest saved bytes, or under a
+    budget for the least time. The first step calibrates; it runs at 8 bits, interpreted."""
+    calibration: str | None = None
+    """With `max_error`: path of a table of errors (`fxcompress calibrate`), not calibrated in the first step."""
     lossy: bool = True
     """False: exact codecs only."""
     rules: tuple[PrecisionRule, ...] = ()
@@ -141,7 +149,7 @@ def under_rule(options: Options, rule: PrecisionRule) -> Options:
     if rule.codec is not None:
         dropped = _TAKEN_BY_OTHERS.get(rule.codec, ("error_bound", "adaptive"))
         changes = {**{name: DEFAULTS[name] for name in dropped}, **changes}
-    return replace(options, rules=(), plan=None, budget=None, **changes)  # type: ignore[arg-type]
+    return replace(options, rules=(), plan=None, budget=None, max_error=None, calibration=None, **changes)  # type: ignore[arg-type]
 
 
 _TAKEN_BY_OTHERS = {"bounded": ("rounding",), "float8": ("bits", "operand_bits", "error_bound", "adaptive")}
@@ -206,7 +214,16 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError("options 'codec' and 'rounding' conflict: bounded always rounds to nearest; drop one")
         if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
+        if options.max_error is not None and name in _CHOSEN_BY_ERROR:
+            raise OptionError(f"options 'max_error' and {name!r} conflict: max_error chooses affine widths; drop one")
+    if options.calibration is not None and options.max_error is None:
+        raise OptionError("option 'calibration' has no effect without 'max_error': give both, or neither")
     for number, rule in enumerate(options.rules, 1):
+        if options.max_error is not None and rule.codec not in (None, "affine"):
+            raise OptionError(
+                f"option 'rules': rule {number} ({rule}): the error of {rule.codec} is not predicted; with max_error, "
+                "rules take affine or keep"
+            )
         try:
             under_rule(options, rule)
         except OptionError as error:

@@ -16,13 +16,13 @@ from typing import TypeVar
 
 from torch import fx
 
-from fxcompress import costs
-from fxcompress.errors import BudgetError
+from fxcompress.error_table import ErrorTable
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
+from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
 from fxcompress.options import DECIDED_BY_PLAN, Options
-from fxcompress.passes.alias import Storage, find_storages
+from fxcompress.passes.alias import find_storages
 from fxcompress.passes.check import check
-from fxcompress.passes.choose import SHARED, Choice, choose, lossy_need, strictest
+from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_need, strictest
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
@@ -30,7 +30,6 @@ from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
-from fxcompress.passes.fit_budget import fit_budget
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
@@ -40,8 +39,8 @@ from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
-from fxcompress.passes.values import Known, find_values
-from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
+from fxcompress.passes.values import find_values
+from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,32 +48,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A rewritten pair with its plan. `timings_ms` lists the passes in the order they ran."""
+    """A rewritten pair with its plan. `encodings`: what `choose` would encode, whatever limits made of it.
+    `timings_ms` lists the passes in the order they ran."""
 
     fw: fx.GraphModule
     bw: fx.GraphModule
     plan: GraphPlan
     timings_ms: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A peak to stay below. `target_bytes` is what is aimed at, `limit_bytes` what is promised."""
-
-    limit_bytes: int
-    target_bytes: int
-    plain_peak_bytes: int
-    lowest_peak_bytes: int
-    cut: str
-    recompute_s: float
-    step_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    saved: tuple[SavedTensor, ...]
-    storages: list[Storage]
-    values: Known
+    encodings: tuple[Encoding, ...] = ()
 
 
 class _Clock:
@@ -101,6 +82,7 @@ def run(
     plain_saved_bytes: int | None = None,
     decompositions: object | None = None,
     budget: Budget | None = None,
+    errors: ErrorTable | None = None,
 ) -> Result:
     """Plan and rewrite one forward/backward pair. The graphs are edited in place.
 
@@ -115,14 +97,18 @@ def run(
         plain_saved_bytes: what PyTorch's own cut saves, for the report; the pair's own if None.
         decompositions: operator decompositions of the compiler that gets the result, or None.
         budget: where the cut was chosen for a budget, what that comes to; None: what `options.budget` says of the pair.
+        errors: with `options.max_error`, what widths do to the gradient; read from `options.calibration` if None.
 
     Raises:
         BudgetError: the predicted peak of the rewritten pair is above the budget.
+        AccuracyError: the gradient's predicted error is above `options.max_error` whatever is chosen.
+        OptionError: `options.max_error` without errors.
         UnsupportedGraphError: the pair does not keep the partition contract.
-        PlanError: `plan` does not fit.
+        PlanError: `plan` does not fit, or `errors` know nothing of this graph.
         GraphError: the result breaks the contract (a bug in fxcompress).
     """
-    options = decided(plan, options or Options())
+    stated = decided(plan, options or Options())
+    options = widest(stated)
     clock = _Clock()
     count = count_user_outputs(fw, bw) if num_fwd_outputs is None else num_fwd_outputs
     fused = options.inner == "inductor"
@@ -143,11 +129,18 @@ def run(
             found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
         ),
     )
+    encodings = choice.encodings
     for text in find_unmatched(found.storages, options) if stored is None else ():
         warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
-    if stored is None and (budget := budget or _own_budget(fw, bw, options, peak_before)) is not None:
-        choice, fit = clock.run("fit_budget", lambda: _fit(fw, bw, found, choice, budget, machine))
+    accuracies: tuple[Accuracy, ...] = ()
+    limits = Limits(stated, budget or own_budget(fw, bw, options, peak_before), machine)
+    if stored is None and stated.max_error is not None:
+        known = errors_of(key, stated, errors)
+        fitted = clock.run("fit_error", lambda: fit_accuracy(fw, bw, found, choice, limits, known))
+        choice, fits, accuracies = fitted
+    elif stored is None and limits.budget is not None:
+        choice, fit = clock.run("fit_budget", lambda: fit_peak(fw, bw, found, choice, limits))
         fits = (fit,)
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
@@ -161,10 +154,12 @@ def run(
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)
     plain = before if plain_saved_bytes is None else plain_saved_bytes
-    fits = stored.fits if stored is not None else _kept(fits, peak_after, options)
-    graph_plan = replace(_graph_plan(key, choice, before, plain, peak_before, peak_after), fits=fits)
+    fits = stored.fits if stored is not None else kept(fits, peak_after, stated)
+    accuracies = stored.accuracies if stored is not None else accuracies
+    graph_plan = _graph_plan(key, choice, before, plain, peak_before, peak_after)
+    graph_plan = replace(graph_plan, fits=fits, accuracies=accuracies)
     log.info("%s", _Summary(graph_plan, clock))
-    return Result(fw, bw, graph_plan, tuple(clock.timings_ms))
+    return Result(fw, bw, graph_plan, tuple(clock.timings_ms), encodings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +179,12 @@ class _Summary:
         )
 
 
-def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: int) -> _Findings:
+def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: int) -> Findings:
     pairs = find_saved(fw, bw, num_fwd_outputs=count)
     storages = find_storages(fw, pairs, count)
     values = find_values(fw)
     demands = find_demands(bw, pairs, values)
-    return _Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
+    return Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
 
 
 def _prepare(
@@ -198,7 +193,7 @@ def _prepare(
     options: Options,
     count: int,
     parameters: Sequence[str],
-    found: _Findings,
+    found: Findings,
     stored: GraphPlan | None,
 ) -> dict[str, str]:
     """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
@@ -231,58 +226,6 @@ def _lossy_names(saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], store
     names = {t.name for t in saved if lossy_need(t.need) and not t.refusal and t.name not in finite} & allowed
     exact = {"valueset", KEEP, SHARED}
     return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
-
-
-def budget_bytes(budget: int | str, plain_peak_bytes: int) -> int:
-    """The limit that an option `budget` states: bytes, or a share of PyTorch's own peak."""
-    if isinstance(budget, int):
-        return budget
-    return int(plain_peak_bytes * float(budget.removesuffix("%")) / 100)
-
-
-def _own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before: Peak) -> Budget | None:
-    """The budget of a pair that was cut without one."""
-    if options.budget is None:
-        return None
-    limit = budget_bytes(options.budget, before.peak_bytes)
-    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, costs.step_s(fw, bw))
-
-
-def _fit(
-    fw: fx.GraphModule, bw: fx.GraphModule, found: _Findings, choice: Choice, budget: Budget, machine: Machine
-) -> tuple[Choice, Fit]:
-    fitted = fit_budget(
-        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=machine, step_s=budget.step_s
-    )
-    lowest = min(budget.lowest_peak_bytes, fitted.lowest_peak_bytes)
-    fit = Fit(
-        budget.limit_bytes,
-        budget.plain_peak_bytes,
-        lowest,
-        budget.cut,
-        budget.recompute_s,
-        fitted.code_s,
-        fitted.bound_s,
-    )
-    return fitted.choice, fit
-
-
-def _kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...]:
-    """The fits with the peak reached among the reachable ones; raises where it is above the budget."""
-    reached = tuple(replace(fit, lowest_peak_bytes=min(fit.lowest_peak_bytes, after.peak_bytes)) for fit in fits)
-    for fit in reached:
-        if after.peak_bytes > fit.limit_bytes:
-            raise BudgetError(_shortfall(fit, options), peak_bytes=after.peak_bytes)
-    return reached
-
-
-def _shortfall(fit: Fit, options: Options) -> str:
-    """What a budget error says."""
-    return (
-        f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {fit.lowest_peak_bytes} bytes at "
-        f"bits={options.bits}, operand_bits={options.operand_bits} (PyTorch's own: {fit.plain_peak_bytes}); state a "
-        "larger budget, lower these widths, or make the batch smaller"
-    )
 
 
 def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:

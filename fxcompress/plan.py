@@ -24,6 +24,8 @@ class Decision:
     reason: str
     lowering: str = ""
     """The code that encodes it, `ATEN`, `TRITON` or `OPERATOR`; empty where nothing is encoded."""
+    predicted_error: float = 0.0
+    """What its storage alone is predicted to do to the gradient: ‖Δ‖/‖gradient‖. 0 where exact or not predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,23 @@ class Fit:
     """Seconds of encoding and decoding, with what their error is weighed at."""
     bound_s: float
     """No choice of representations for this cut has a lower `code_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How a plan meets a limit on the gradient's error. All are relative to the norm of the whole gradient."""
+
+    limit: float
+    gradient_norm: float
+    """In the step that calibrated it."""
+    predicted: float
+    """Of the plan, roundings of different tensors being independent."""
+    lowest: float
+    """The lowest that any choice of representations was found to have."""
+    bound: float
+    """No choice within the limit costs less: saved bytes, or seconds of coding where there is a budget too."""
+    cost: float
+    """What this choice costs, in the same unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +101,8 @@ class GraphPlan:
     peak_after: Peak
     fits: tuple[Fit, ...] = ()
     """One under a budget, none without."""
+    accuracies: tuple[Accuracy, ...] = ()
+    """One under a limit on the gradient's error, none without."""
     loss: LossDecision = LossDecision()
 
 

@@ -1,7 +1,7 @@
-"""Plan files: JSON in, JSON out. `loads` believes nothing; a file that passes it is a well-typed `Plan`. Torch-free.
+"""Plan files and tables of errors: JSON in, JSON out. `loads` believes nothing; what passes it is a well-typed `Plan`.
 
-Equal plans give byte-identical text. Reading follows the dataclass types of plan.py and facts.py, so that a field added
-there is read, written and checked without a change here. A list of (name, value) pairs is a JSON object in the file.
+Torch-free. Equal plans give byte-identical text. Reading follows the dataclass types of plan.py and facts.py, so that a
+field added there is read, written and checked without a change here. A list of (name, value) pairs is a JSON object.
 """
 
 import functools
@@ -17,6 +17,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from fxcompress.error_table import TABLE_VERSION, ErrorTable
 from fxcompress.errors import PlanError, nearest
 from fxcompress.plan import SCHEMA_VERSION, Plan
 
@@ -28,8 +29,8 @@ PAIRS = tuple[tuple[str, int | float | str | bool], ...]
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
-def dumps(plan: Plan) -> str:
-    """Return the text of a plan file.
+def dumps(plan: Plan | ErrorTable) -> str:
+    """Return the text of a plan file, or of a file of calibrated errors.
 
     Raises:
         PlanError: a value has no JSON form (a float that is not finite, a repeated parameter name).
@@ -43,23 +44,27 @@ def loads(text: str, where: str = "plan") -> Plan:
     Raises:
         PlanError: the text is not a plan of this schema version; the message names the place and what was found there.
     """
+    return typing.cast(Plan, _loads(text, where, Plan, SCHEMA_VERSION, "plan"))
+
+
+def _loads(text: str, where: str, kind: type, version: int, noun: str) -> object:
     if len(text) > MAX_TEXT:
-        raise PlanError(f"{where}: longer than {MAX_TEXT} bytes, which no plan is")
+        raise PlanError(f"{where}: longer than {MAX_TEXT} bytes, which no {noun} is")
     try:
         content = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_parse_finite
         )
     except RecursionError:
-        raise PlanError(f"{where}: nested too deeply to be a plan") from None
+        raise PlanError(f"{where}: nested too deeply to be a {noun}") from None
     except ValueError as error:
-        raise PlanError(f"{where}: not a JSON plan: {error}") from None
-    if isinstance(content, dict) and (found := content.get("schema_version")) != SCHEMA_VERSION:
+        raise PlanError(f"{where}: not a JSON {noun}: {error}") from None
+    if isinstance(content, dict) and (found := content.get("schema_version")) != version:
         raise PlanError(
-            f"{where}: schema_version: expected {SCHEMA_VERSION}, found {_shown(found)}; "
-            "make the plan again with this version of fxcompress"
+            f"{where}: schema_version: expected {version}, found {_shown(found)}; "
+            f"make the {noun} again with this version of fxcompress"
         )
     try:
-        return typing.cast(Plan, _read(Plan, content, ""))
+        return _read(kind, content, "")
     except _Mismatch as mismatch:
         raise PlanError(f"{where}: {mismatch}") from None
 
@@ -70,19 +75,33 @@ def load(path: str | os.PathLike[str]) -> Plan:
     Raises:
         PlanError: the file cannot be read or is no plan.
     """
+    return loads(_text_of(path), os.fspath(path))
+
+
+def load_errors(path: str | os.PathLike[str]) -> ErrorTable:
+    """Read a file of calibrated errors.
+
+    Raises:
+        PlanError: the file cannot be read or is no such file.
+    """
+    found = _loads(_text_of(path), os.fspath(path), ErrorTable, TABLE_VERSION, "table of errors")
+    return typing.cast(ErrorTable, found)
+
+
+def _text_of(path: str | os.PathLike[str]) -> str:
     where = os.fspath(path)
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_TEXT + 1)
-        return loads(content.decode("utf-8"), where)
+        return content.decode("utf-8")
     except OSError as error:
         raise PlanError(f"{where}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise PlanError(f"{where}: not a JSON plan: {error}") from error
 
 
-def save(path: str | os.PathLike[str], plan: Plan) -> None:
-    """Write a plan file so that at every moment `path` holds either its old content or the whole new one.
+def save(path: str | os.PathLike[str], plan: Plan | ErrorTable) -> None:
+    """Write a file so that at every moment `path` holds either its old content or the whole new one.
 
     Raises:
         PlanError: the file cannot be written; what stood there is untouched.

@@ -34,22 +34,28 @@ class Prober(compat.partitioner_base()):  # type: ignore[misc]
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> compat.Partition:
         fw, bw = self._cut(gm, joint_inputs, **kwargs)
-        inputs = placeholders(bw)
-        copy, graph, measure = fx.Graph(), self._graphs, self._measure
-        copy.output(copy.graph_copy(bw.graph, {}))
-        plain = fx.GraphModule(bw, copy)
-
-        def show(*values: Any) -> Any:
-            measure(graph, plain, values)
-            return values[-1]
-
+        graph, measure = self._graphs, self._measure
+        show(bw, lambda plain, values: measure(graph, plain, values))
         self._graphs += 1
-        with bw.graph.inserting_after(inputs[-1]):
-            shown = bw.graph.call_function(show, tuple(inputs))
-        shown.meta = dict(inputs[-1].meta)
-        inputs[-1].replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
-        bw.recompile()
         return fw, bw
+
+
+def show(bw: fx.GraphModule, seen: Callable[[fx.GraphModule, Sequence[Any]], object]) -> None:
+    """Let a backward graph, before anything else, call `seen` with a copy of itself and its inputs."""
+    inputs = placeholders(bw)
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(bw.graph, {}))
+    plain = fx.GraphModule(bw, copy)
+
+    def call(*values: Any) -> Any:
+        seen(plain, values)
+        return values[-1]
+
+    with bw.graph.inserting_after(inputs[-1]):
+        shown = bw.graph.call_function(call, tuple(inputs))
+    shown.meta = dict(inputs[-1].meta)
+    inputs[-1].replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
+    bw.recompile()
 
 
 def probing_backend(options: Options, measure: Measure) -> Callable[..., Any]:

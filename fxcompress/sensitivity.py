@@ -135,7 +135,7 @@ def calibrate(
     """
     options = options or Options(**GACT)  # type: ignore[arg-type]
     plans: list[GraphPlan] = []
-    _step(model, run, planning_backend(options, plans))
+    step_quietly(model, run, planning_backend(options, plans))
     found: dict[int, list[tuple[Decision, float]]] = {}
     norms: list[float] = []
     passes: list[int] = []
@@ -148,7 +148,7 @@ def calibrate(
         norms.append(squared)
         passes.append(1 + bool(known) + draws * (len(measured) - len(known)))
 
-    _step(model, run, probing_backend(options, measure))
+    step_quietly(model, run, probing_backend(options, measure))
     tensors = [(graph, decision, coefficient) for graph in sorted(found) for decision, coefficient in found[graph]]
     widths = [_widths(decision) for _, decision, _ in tensors]
     sizes = [_elements(decision) for _, decision, _ in tensors]
@@ -165,16 +165,23 @@ def calibrate(
     return Calibration(tuple(shown), math.sqrt(sum(norms)), sum(passes))
 
 
-def _step(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
-    """One forward and backward whose gradients, buffers and random state are left as they were."""
+def step_quietly(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
+    """One forward and backward through `backend`, of which nothing remains."""
     torch._dynamo.reset()
+    try:
+        gradients_quietly(model, lambda plain: run(torch.compile(plain, backend=backend)))
+    finally:
+        torch._dynamo.reset()
+
+
+def gradients_quietly(model: nn.Module, run: Run) -> Sequence[Tensor | None]:
+    """The gradients of one step; those of the parameters, buffers and the random state are left as they were."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.random.fork_rng():
-            torch.autograd.grad(run(torch.compile(model, backend=backend)), parameters, allow_unused=True)
+            return torch.autograd.grad(run(model), parameters, allow_unused=True)
     finally:
-        torch._dynamo.reset()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
 
@@ -222,5 +229,5 @@ def _save(
     draft: Plan = ledger.make_plan(drafts, options)
     plan_io.save(path, draft)
     final: list[GraphPlan] = []
-    _step(model, run, planning_backend(Options(inner=options.inner, plan=os.fspath(path)), final))
+    step_quietly(model, run, planning_backend(Options(inner=options.inner, plan=os.fspath(path)), final))
     plan_io.save(path, ledger.make_plan(final, options))

@@ -161,14 +161,12 @@ def _settings(given: Options) -> Iterator[tuple[str, Kind, Options]]:
     """Settings worth comparing with the options given, those equal to them left out."""
     if given.plan is not None:
         return
-    candidates: list[tuple[str, Kind, dict[str, object]]] = [
-        ("exact", "width", {"lossy": False, "rules": (), "budget": None})
-    ]
+    free: dict[str, object] = {"budget": None, "max_error": None, "calibration": None}
+    candidates: list[tuple[str, Kind, dict[str, object]]] = [("exact", "width", {**free, "lossy": False, "rules": ()})]
     candidates += [
-        (f"{bits}/{operand} bits", "width", {"bits": bits, "operand_bits": operand, "budget": None})
-        for bits, operand in WIDTHS
+        (f"{bits}/{operand} bits", "width", {**free, "bits": bits, "operand_bits": operand}) for bits, operand in WIDTHS
     ]
-    candidates += [(f"budget {budget}", "budget", {"budget": budget}) for budget in BUDGETS]
+    candidates += [(f"budget {budget}", "budget", {**free, "budget": budget}) for budget in BUDGETS]
     for label, kind, changes in candidates:
         try:
             setting = replace(given, **changes)  # type: ignore[arg-type]

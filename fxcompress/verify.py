@@ -6,23 +6,27 @@ random numbers, so that no part of the gradient is hidden by symmetry.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import OptionError
 from fxcompress.inputs import InputSpec
 from fxcompress.ledger import reports
 from fxcompress.options import Options
 from fxcompress.passes.choose import SHARED
 from fxcompress.plan import KEEP, GraphPlan
-from fxcompress.trace import materialize
+from fxcompress.seeded_step import loss_of, outputs_of, seeded
+from fxcompress.stored_errors import StoredError, calibrated_step, stored_errors
 
 Tensors = Mapping[str, torch.Tensor | None]
 NEGLIGIBLE = 1e-5
 """Gradients below this share of the whole gradient's norm are noise about zero: their relative error says nothing."""
+TOLERANCE = 1.1
+"""How far the measured error may be above what `options.max_error` lets a plan be predicted to have."""
 ROUNDING_STEPS = 16
 """Forward differences that Inductor's own choice of fusions may cause, in units of the dtype's epsilon."""
 
@@ -57,6 +61,10 @@ class Verification:
     """Tensors that were encoded, all graphs together."""
     saved_bytes_before: int
     saved_bytes_after: int
+    predicted_error: float | None = None
+    """Of the whole gradient, as the plan states it; None if no plan does."""
+    stored: tuple[StoredError, ...] = ()
+    """If asked for: every tensor in lossy codes, the largest errors first."""
     culprit: str = ""
     """With bisection: the first tensor whose compression pushes the error above the limit."""
 
@@ -83,7 +91,8 @@ def verify(
     options: Options | None = None,
     *,
     bisect: bool = False,
-    max_error: float = 0.1,
+    max_error: float | None = None,
+    per_tensor: bool = False,
 ) -> Verification:
     """Compare a compressed training step with the plain one.
 
@@ -92,34 +101,51 @@ def verify(
         inputs: sample inputs in place of the factory's.
         options: how to compress; `inner` is the compiler of both steps.
         bisect: if the error is too large, find the first tensor that makes it so (a few more steps).
-        max_error: largest relative error of the whole gradient.
+        max_error: largest relative error of the whole gradient; None: what `options.max_error` says and a tenth of it,
+            or 0.1.
+        per_tensor: measure every tensor alone, too: a backward pass each.
     """
     options = options or Options()
+    if max_error is None:
+        max_error = 0.1 if options.max_error is None else TOLERANCE * options.max_error
+    with tempfile.TemporaryDirectory() as folder:
+        if options.max_error is not None and options.calibration is None and options.plan is None:
+            path = Path(folder) / "errors.json"
+            calibrated_step(model_factory, inputs, options, path)
+            options = replace(options, calibration=str(path))
+        result, plans = _verified(model_factory, inputs, options, bisect=bisect, max_error=max_error)
+        if per_tensor and any(graph.accuracies for graph in plans):
+            result = replace(result, stored=stored_errors(model_factory, inputs, options, plans, Path(folder)))
+    return result
+
+
+def _verified(
+    model_factory: Callable[[], object],
+    inputs: Sequence[InputSpec],
+    options: Options,
+    *,
+    bisect: bool,
+    max_error: float,
+) -> tuple[Verification, tuple[GraphPlan, ...]]:
     plain = _step(model_factory, inputs, options, compress=False)
     ours = _step(model_factory, inputs, options, compress=True)
     result = _compare(plain, ours, options, max_error)
     if not bisect or result.gradient_rel_error <= max_error:
-        return result
+        return result, ours.graphs
 
     def run(limit: int) -> _Step:
         return _step(model_factory, inputs, replace(options, limit=limit), compress=True)
 
-    return replace(result, culprit=_bisect(run, plain, result.compressed, max_error))
+    return replace(result, culprit=_bisect(run, plain, result.compressed, max_error)), ours.graphs
 
 
 def _step(
     model_factory: Callable[[], object], inputs: Sequence[InputSpec], options: Options, *, compress: bool
 ) -> _Step:
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        module, args, kwargs = materialize(model_factory, inputs, None)
-        torch._dynamo.reset()
+    with seeded(model_factory, inputs, options) as (module, args, kwargs):
         first = len(reports())
-        torch.manual_seed(options.seed + 1)
-        result = _compiled(module, options, compress=compress)(*args, **kwargs)
-        leaves, _ = pytree.tree_flatten_with_path(result)
-        outputs = {f"output{pytree.keystr(path)}": leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
-        loss = _loss(outputs, options.seed)
+        outputs = outputs_of(_compiled(module, options, compress=compress)(*args, **kwargs))
+        loss = loss_of(outputs, options.seed)
         loss.backward()  # type: ignore[no-untyped-call]
         return _Step(
             loss=loss.item(),
@@ -140,21 +166,6 @@ def _compiled(module: torch.nn.Module, options: Options, *, compress: bool) -> C
         settings = {"backend": options.inner, "options": options.inductor_patches() or None}
     compiled: Callable[..., object] = torch.compile(module, **settings)  # type: ignore[call-overload]
     return compiled
-
-
-def _loss(outputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
-    differentiable = {name: output for name, output in outputs.items() if output.requires_grad}
-    if not differentiable:
-        raise OptionError("the model returned no tensor that depends on a parameter, so there is no gradient to verify")
-    for name, output in differentiable.items():
-        if output.numel() == 1 and (len(differentiable) == 1 or name in ("output['loss']", "output.loss")):
-            return output.sum()
-    generator = torch.Generator().manual_seed(seed)
-    terms = []
-    for output in differentiable.values():
-        weight = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-        terms.append((output * weight).abs().sum() if output.is_complex() else (output * weight).sum())
-    return torch.stack([term.float() for term in terms]).sum()
 
 
 def _gradients(module: torch.nn.Module) -> Tensors:
@@ -190,7 +201,15 @@ def _compare(plain: _Step, ours: _Step, options: Options, max_error: float) -> V
         compressed=len(_encoded(ours)),
         saved_bytes_before=sum(graph.saved_bytes_before for graph in ours.graphs),
         saved_bytes_after=sum(graph.saved_bytes_after for graph in ours.graphs),
+        predicted_error=_predicted(ours.graphs),
     )
+
+
+def _predicted(graphs: Sequence[GraphPlan]) -> float | None:
+    """The error of all graphs' gradients together, each being independent of the others."""
+    known = [accuracy for graph in graphs for accuracy in graph.accuracies]
+    norm = math.hypot(*(accuracy.gradient_norm for accuracy in known))
+    return math.hypot(*(a.predicted * a.gradient_norm for a in known)) / norm if norm else None
 
 
 def _errors(plain: Tensors, ours: Tensors) -> tuple[TensorError, ...]:

@@ -69,15 +69,7 @@ def fit_budget(
     """
     encodings = {encoding.storage.root: encoding for encoding in choice.encodings}
     free = [storage for storage in storages if not storage.held_by]
-    by_name = {node.name: node for node in placeholders(bw)}
-    handed = {node.name: node for node in outputs(fw) if isinstance(node, fx.Node)}
-    groups = [
-        Group(
-            tuple(handed[pair.fw.name] for pair in storage.members),
-            tuple(by_name[pair.bw.name] for pair in storage.members),
-        )
-        for storage in free
-    ]
+    groups = groups_of(fw, bw, free)
     lifetimes = find_lifetimes(phase_of(fw), phase_of(bw), groups, machine)
     total = sum(encodings[s.root].storage.nbytes for s in free if s.root in encodings)
     ways = [_ways(encodings.get(storage.root)) for storage in free]
@@ -89,6 +81,19 @@ def fit_budget(
     taken = {s.root: options[r] for s, options, r in zip(free, ways, found.chosen, strict=True)}
     lowest = lowest_peak(items, lifetimes.rest_bytes)
     return Fitted(_narrowed(choice, taken), found.cost, found.bound, lowest)
+
+
+def groups_of(fw: fx.GraphModule, bw: fx.GraphModule, storages: Sequence[Storage]) -> list[Group]:
+    """The nodes of each storage: outputs of the forward, inputs of the backward."""
+    taken = {node.name: node for node in placeholders(bw)}
+    given = {node.name: node for node in outputs(fw) if isinstance(node, fx.Node)}
+    return [
+        Group(
+            tuple(given[pair.fw.name] for pair in storage.members),
+            tuple(taken[pair.bw.name] for pair in storage.members),
+        )
+        for storage in storages
+    ]
 
 
 def _ways(encoding: Encoding | None) -> list[Encoding | None]:

@@ -18,6 +18,9 @@ from fxcompress.passes.phases import phase_of
 from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, set_outputs
 from fxcompress.passes.write_codec import Templates, write_decode, write_encode
 
+DECODES = "decodes"
+"""`node.meta["actcomp"]` is (DECODES, name) where a node decodes the saved tensor of that name."""
+
 
 def rewrite(
     fw: fx.GraphModule, bw: fx.GraphModule, encodings: Sequence[Encoding], *, decompositions: object | None, seed: int
@@ -47,6 +50,12 @@ def rewrite(
     for gm in (fw, bw):
         gm.graph.lint()
         gm.recompile()
+
+
+def decoding_nodes(bw: fx.GraphModule) -> dict[str, fx.Node]:
+    """The nodes of a rewritten backward that decode, by the name of the saved tensor (a storage's first)."""
+    marks = {node: node.meta.get("actcomp") for node in bw.graph.nodes}
+    return {mark[1]: node for node, mark in marks.items() if isinstance(mark, tuple) and mark[0] == DECODES}
 
 
 def tensor_salt(seed: int, index: int) -> int:
@@ -84,7 +93,9 @@ def _insert_decode(
     first = min(users, key=lambda user: order.get(user, math.inf))
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        env[encoding.source] = write_decode(bw.graph, encoding, arrived, templates, decompositions, fuses=fuses)
+        decoded = write_decode(bw.graph, encoding, arrived, templates, decompositions, fuses=fuses)
+        env[encoding.source] = decoded
+        decoded.meta["actcomp"] = (DECODES, pairs[0].bw.name)
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
             if encoding.source is encoding.storage.root and chain is not None:
                 env.update({size: add_saved_size(fw, bw, size) for size in _sizes_of(chain) if size not in env})

@@ -114,7 +114,7 @@ def refuse(monkeypatch) -> None:
     def raise_unsupported(joint: object) -> None:
         raise UnsupportedGraphError("node: for the test")
 
-    monkeypatch.setattr("fxcompress.partition.refuse_unsupported", raise_unsupported)
+    monkeypatch.setattr("fxcompress.rewrite_joint.refuse_unsupported", raise_unsupported)
 
 
 def test_an_unsupported_graph_compiles_unchanged_with_one_warning_and_is_counted(monkeypatch):

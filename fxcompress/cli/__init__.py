@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Sequence
 
 import fxcompress
-from fxcompress.cli import diff, env, explain, maxbatch, plan, presets, report, show, verify
+from fxcompress.cli import calibrate, diff, env, explain, maxbatch, plan, presets, report, show, verify
 from fxcompress.errors import FxcompressError
 
 COMMANDS = {
-    "explain": explain, "plan": plan, "show": show, "diff": diff, "verify": verify, "report": report,
-    "maxbatch": maxbatch, "presets": presets, "env": env,
+    "explain": explain, "plan": plan, "show": show, "diff": diff, "verify": verify, "calibrate": calibrate,
+    "report": report, "maxbatch": maxbatch, "presets": presets, "env": env,
 }  # fmt: skip
 INTERRUPTED = 130
 

@@ -1,6 +1,8 @@
 """Run one training step with and without compression and compare loss, outputs and every gradient.
 
-Exit status 1 if the whole gradient's relative error is above --max-error, or if something that must be equal is not.
+Under the option max_error the plan predicts that error; it is calibrated first, on the same step, and printed beside
+the measured one. Exit status 1 if the whole gradient's relative error is above --max-error, or if something that must
+be equal is not.
 
 example: fxcompress verify bench.models:tiny --input "f32[8,64]" --bisect
 """
@@ -19,19 +21,28 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     add_target(parser)
     parser.add_argument("--inner", choices=INNER, default="aot_eager", help="inner compiler (default: aot_eager)")
-    parser.add_argument("--max-error", type=float, default=0.1, help="largest relative error allowed (default: 0.1)")
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        help="largest relative error allowed (default: 1.1 times the option max_error if that is given, else 0.1)",
+    )
+    parser.add_argument(
+        "--per-tensor",
+        action="store_true",
+        help="with the option max_error: also predicted and measured tensor by tensor",
+    )
     parser.add_argument("--bisect", action="store_true", help="find the first tensor that is too much")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `verify`."""
-    if not args.max_error >= 0:
+    if args.max_error is not None and not args.max_error >= 0:
         raise OptionError(f"--max-error: found {args.max_error}, allowed: a number ≥ 0")
     factory, inputs, options = read_target(args)
     options = replace(options, inner=args.inner)
     from fxcompress.verify import verify
 
-    result = verify(factory, inputs, options, bisect=args.bisect, max_error=args.max_error)
+    result = verify(factory, inputs, options, bisect=args.bisect, max_error=args.max_error, per_tensor=args.per_tensor)
     if args.json:
         print_json(asdict(result))
     elif not args.quiet:

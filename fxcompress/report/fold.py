@@ -1,5 +1,6 @@
 """Fold the decisions of one graph into rows: tensors of identical layers that are treated alike become one row."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Row:
     nbytes_before: int
     """Storage bytes that these tensors add to the saved ones; 0 if an earlier row already counted the storage."""
     nbytes_after: int
+    predicted_error: float = 0.0
+    """Of all of them together on the gradient, relative."""
 
     @property
     def name(self) -> str:
@@ -41,6 +44,7 @@ def fold(decisions: Sequence[Decision]) -> tuple[Row, ...]:
             count=len(group),
             nbytes_before=sum(before for _, before, _ in group),
             nbytes_after=sum(after for _, _, after in group),
+            predicted_error=math.hypot(*(decision.predicted_error for decision, _, _ in group)),
         )
         for group in groups.values()
     ]

@@ -8,6 +8,7 @@ from fxcompress.report.chart import draw_points, draw_timelines, mark_symbol
 from fxcompress.report.data import GraphView, Kind, Line, Point, Survey
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.style import style_sheet
+from fxcompress.report.table import accuracy_text
 from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op
 from fxcompress.timeline import Life, Timeline
 
@@ -166,17 +167,21 @@ def _alive_row(life: Life) -> list[str]:
 
 def _decisions(view: GraphView) -> str:
     rows = fold(view.plan.decisions)
-    heads = ["layer", "tensor", "source", "operator", "shape", "dtype", "bytes>", "representation", "after>", "reason"]
+    heads = ["layer", "tensor", "source", "operator", "shape", "dtype", "bytes>", "representation", "after>"]
+    heads += [*(["gradient error>"] if view.plan.accuracies else []), "reason"]
     styles = ["keep" if row.first.codec == KEEP else "" for row in rows]
     caption = "Saved tensors, those of identical layers in one row, the largest first"
-    return _table(caption, heads, [_decision(row) for row in rows], styles)
+    shown = [_decision(row, errors=bool(view.plan.accuracies)) for row in rows]
+    limits = [f"<p>Error of the gradient: {_text(accuracy_text(accuracy))}.</p>" for accuracy in view.plan.accuracies]
+    return "".join(limits) + _table(caption, heads, shown, styles)
 
 
-def _decision(row: Row) -> list[str]:
+def _decision(row: Row, *, errors: bool) -> list[str]:
     decision, tensor = row.first, row.first.tensor
     cells = [row.layer, row.name, tensor.source, short_op(tensor.op), "x".join(map(str, tensor.shape)), tensor.dtype]
-    sizes = [human_bytes(row.nbytes_before), representation(decision), human_bytes(row.nbytes_after), decision.reason]
-    return [_text(cell) for cell in (*cells, *sizes)]
+    cells += [human_bytes(row.nbytes_before), representation(decision), human_bytes(row.nbytes_after)]
+    cells += [f"{row.predicted_error:.2g}" if row.predicted_error else "–"] if errors else []
+    return [_text(cell) for cell in (*cells, decision.reason)]
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
+from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op, signed_bytes
@@ -79,7 +79,7 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
     shown = [row for row in rows if row.first.codec != KEEP or row.nbytes_before >= least]
     small = [row for row in rows if row.first.codec == KEEP and row.nbytes_before < least]
     if shown:
-        console.print(_plan_table(shown, verbose=verbose))
+        console.print(_plan_table(shown, verbose=verbose, errors=bool(graph.accuracies)))
     held = [decision for decision in graph.decisions if decision.tensor.refusal in CALLER_HELD]
     lines = [_saved_line(graph.saved_bytes_before, graph.saved_bytes_after, graph.plain_saved_bytes)]
     if small:
@@ -99,6 +99,7 @@ def _print_graph(graph: GraphPlan, console: Console, *, verbose: bool) -> None:
         )
     )
     lines.extend(_fit_line(fit) for fit in graph.fits)
+    lines.extend(("gradient error", accuracy_text(accuracy)) for accuracy in graph.accuracies)
     if graph.loss.shape:
         lines.append(("logits", logits(graph.loss)))
     _print_totals(console, lines)
@@ -122,6 +123,14 @@ def _fit_line(fit: Fit) -> tuple[str, str]:
     )
 
 
+def accuracy_text(accuracy: Accuracy) -> str:
+    """A line about the gradient's error."""
+    text = f"predicted {accuracy.predicted:.3g} of the gradient's norm, limit {accuracy.limit:g}"
+    if not accuracy.cost:
+        return text
+    return f"{text}; no choice within it is cheaper by more than {1 - accuracy.bound / accuracy.cost:.1%}"
+
+
 def _print_totals(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
@@ -129,9 +138,10 @@ def _print_totals(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     print_line(console, "")
 
 
-def _plan_table(rows: Sequence[Row], *, verbose: bool) -> Table:
+def _plan_table(rows: Sequence[Row], *, verbose: bool, errors: bool) -> Table:
     heads = ["tensor", "layer", "source", "op", "shape", "dtype", "bytes>", "backward consumers", "need"]
-    table = make_table(*heads, "representation", "after>", *(["reason"] if verbose else []))
+    further = [*(["gradient error>"] if errors else []), *(["reason"] if verbose else [])]
+    table = make_table(*heads, "representation", "after>", *further)
     for row in rows:
         decision, tensor = row.first, row.first.tensor
         cells = [
@@ -147,6 +157,7 @@ def _plan_table(rows: Sequence[Row], *, verbose: bool) -> Table:
             representation(decision),
             human_bytes(row.nbytes_after),
         ]
+        cells += [f"{row.predicted_error:.2g}" if row.predicted_error else "–"] if errors else []
         add_row(table, *cells, *([decision.reason] if verbose else []), style="dim" if decision.codec == KEEP else "")
     return table
 

@@ -1,0 +1,70 @@
+"""What errors do together that none does alone: the whole plan, tried on the values that calibrate it.
+
+Errors of different tensors are independent, and to the first order they add up. At 2 bits they are large enough to
+meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass, and
+if its error is larger than predicted, those of 2 bits are taken for larger by that, and the plan that follows is tried.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fxcompress.adjoint import Squares, Stored
+from fxcompress.passes.choose import Encoding, encoded_nbytes
+from fxcompress.perturbation import Repeater
+from fxcompress.solve.error_limit import Way, cheapest
+
+ROUNDS = 4
+"""Plans tried."""
+CLOSE = 1.02
+"""A squared error that is larger than predicted by no more is accepted."""
+
+
+def joined(
+    squares: Squares,
+    stored: Mapping[str, Stored],
+    encodings: Sequence[Encoding],
+    limit: float,
+    repeater: Repeater,
+) -> Squares:
+    """Squared errors with which the plan of fewest bytes within `limit` is as exact as it is predicted to be.
+
+    Args:
+        squares: by tensor and codec.
+        stored: where these tensors are read, and their codecs.
+        encodings: of these storages, for their sizes.
+        limit: of ‖ΔG‖².
+        repeater: repeats the backward.
+    """
+    found = squares
+    sizes = {encoding.storage.members[0].bw.name: encoding for encoding in encodings}
+    names = [name for name in squares if name in sizes]
+    for _ in range(ROUNDS):
+        items = [_ways(sizes[name], stored[name], found[name]) for name in names]
+        plan = cheapest(items, limit)
+        taken = [(stored[name], r, salt) for salt, (name, r) in enumerate(zip(names, plan.chosen, strict=True)) if r]
+        if not taken or not plan.error:
+            break
+        measured = repeater.squared_error([(entry, entry.codecs[r - 1], salt) for entry, r, salt in taken])
+        if measured <= CLOSE * plan.error:
+            break
+        coarse = sum(found[n][r - 1] for n, r in zip(names, plan.chosen, strict=True) if r and _bits(stored[n], r) == 2)
+        excess = measured - plan.error
+        found = {name: _raised(own, stored[name], excess, coarse, plan.error) for name, own in found.items()}
+    return found
+
+
+def _bits(entry: Stored, way: int) -> int:
+    return entry.codecs[way - 1].bits
+
+
+def _raised(squares: Sequence[float], entry: Stored, excess: float, coarse: float, whole: float) -> list[float]:
+    """Squares raised in proportion, so that a plan has the excess besides: those at 2 bits, where it has some."""
+    factor = 1 + excess / (coarse or whole)
+    return [s * factor if codec.bits == 2 or not coarse else s for s, codec in zip(squares, entry.codecs, strict=True)]
+
+
+def _ways(encoding: Encoding, entry: Stored, squares: Sequence[float]) -> list[Way]:
+    """Kept, and at each width."""
+    dtype = encoding.source.meta["val"].dtype
+    sizes = [encoded_nbytes(codec, encoding.order, dtype) for codec in entry.codecs]
+    packed = [Way(float(size), square) for size, square in zip(sizes, squares, strict=True)]
+    return [Way(float(encoding.storage.nbytes), 0.0), *packed]

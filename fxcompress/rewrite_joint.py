@@ -1,0 +1,137 @@
+"""From a joint graph to the rewritten forward and backward: logits in chunks, a cut, and what it saves in few bits."""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import fx
+
+from fxcompress import compat, pipeline
+from fxcompress.chunk_to_budget import Made, chunk_to_budget
+from fxcompress.cut_as_pytorch import cut_as_pytorch
+from fxcompress.cut_to_budget import Cutter, Rewriter
+from fxcompress.error_table import ErrorTable
+from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
+from fxcompress.limits import Budget, widest
+from fxcompress.options import Options
+from fxcompress.passes.align_names import align_names
+from fxcompress.passes.chunk_loss import chunk_loss, copy_graph, cut_chunked
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.plain_cut import plain_step
+from fxcompress.plan import Plan
+
+_WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
+"""`bits` and `operand_bits` of cuts that are tried where both a budget and a limit on the error are stated."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What to do with a joint graph that `cut` cuts."""
+
+    cut: Cutter
+    options: Options
+    num_fwd_outputs: int
+    static_indices: Sequence[int] | None
+    decompose: bool
+    """Whether new nodes are decomposed as Inductor's are."""
+    plan: Plan | None = None
+    errors: ErrorTable | None = None
+
+
+def refuse_unsupported(joint: fx.GraphModule) -> None:
+    """Raise `UnsupportedGraphError` for joint graphs that we cannot analyse, naming node and reason."""
+    for node in joint.graph.nodes:
+        val = node.meta.get("val")
+        for item in val if isinstance(val, (tuple, list)) else (val,):
+            if isinstance(item, torch.Tensor) and item.layout is torch.jagged:
+                raise UnsupportedGraphError(f"{node.name}: nested tensor ({item.layout})")
+            sizes = item.shape if isinstance(item, torch.Tensor) else ()
+            for size in sizes:
+                if isinstance(size, torch.SymInt) and not size.node.has_hint():
+                    raise UnsupportedGraphError(f"{node.name}: data-dependent size {size} in {tuple(sizes)}")
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Put off garbage collections: graphs are many objects, and nearly all are alive until the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def rewritten_pair(gm: fx.GraphModule, request: Request) -> pipeline.Result:
+    """Cut a joint graph and rewrite the pair; the first of the cuts that a budget allows whose result keeps it.
+
+    Raises:
+        UnsupportedGraphError: the graph cannot be analysed.
+        BudgetError, AccuracyError, PlanError: as `pipeline.run`.
+    """
+    refuse_unsupported(gm)
+    decided = pipeline.decided(request.plan, request.options)
+    with _without_collections():
+        made = _without_budget(gm, request, decided) if decided.budget is None else _within_budget(gm, request, decided)
+    plan = dataclasses.replace(made.result.plan, loss=made.loss)
+    if (plain := made.plain) and made.loss.chunks:
+        plan = dataclasses.replace(plan, plain_saved_bytes=plain.saved_bytes, peak_before=plain.peak)
+    return dataclasses.replace(made.result, plan=plan)
+
+
+def _without_budget(gm: fx.GraphModule, request: Request, decided: Options) -> Made:
+    """PyTorch's cut, rewritten."""
+    loss = chunk_loss(gm, request.num_fwd_outputs, request.options, request.plan)
+    plain = plain_step(request.cut, decided.inner, request.num_fwd_outputs) if loss.extra else None
+    cutter: Cutter = functools.partial(cut_chunked, loss, request.cut) if loss.extra else request.cut
+    rewriting: Rewriter = functools.partial(_rewritten, request)
+    return Made(cut_as_pytorch(cutter, rewriting, decided, compared=plain is None), loss.decision, plain)
+
+
+def cut_settings(options: Options) -> list[Options]:
+    """Options to look for a cut under. A limit on the error leaves the widths open: the widest that keep the budget
+    leave the most choice."""
+    if options.max_error is None or options.budget is None:
+        return [widest(options)]
+    start = widest(options)
+    return [dataclasses.replace(start, bits=bits, operand_bits=operand) for bits, operand in _WIDTHS]
+
+
+def _within_budget(gm: fx.GraphModule, request: Request, decided: Options) -> Made:
+    """As `chunk_to_budget`, under the first setting that leads to a result."""
+    rewriting: Rewriter = functools.partial(_rewritten, request)
+    settings = cut_settings(decided)
+    before = copy_graph(gm) if len(settings) > 1 else gm  # PyTorch's partitioner edits the graph that it cuts
+    failures: list[BudgetError | PlanError] = []
+    for setting in settings:
+        graph = copy_graph(before) if len(settings) > 1 else gm
+        try:
+            return chunk_to_budget(graph, request.cut, rewriting, setting, request.plan, request.num_fwd_outputs)
+        except (BudgetError, PlanError) as error:
+            failures.append(error)
+    over = [error for error in failures if isinstance(error, BudgetError)]
+    raise min(over, key=lambda error: error.peak_bytes) if over else failures[0]
+
+
+def _rewritten(
+    request: Request, pair: compat.Partition, plain_saved_bytes: int | None, budget: Budget | None
+) -> pipeline.Result:
+    fw, bw = pair
+    align_names(fw, bw, request.num_fwd_outputs)
+    inputs = placeholders(fw)
+    return pipeline.run(
+        fw,
+        bw,
+        request.options,
+        num_fwd_outputs=request.num_fwd_outputs,
+        parameters=[inputs[i].name for i in request.static_indices or () if i < len(inputs)],
+        plan=request.plan,
+        plain_saved_bytes=plain_saved_bytes,
+        decompositions=compat.inductor_decompositions() if request.decompose else None,
+        budget=budget,
+        errors=request.errors,
+    )
