@@ -1,6 +1,7 @@
 """Unmodified models with chunked logits: as near to float64 as without, in bf16 and in fp32."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,10 @@ def step(module: nn.Module, args: Any, kwargs: Any, options: Options | None, sca
 
 
 def distances(name: str, plain: Options | None, ours: Options, scale: float) -> dict[str, tuple[float, float]]:
-    """Of the loss and of every gradient of a bf16 model: distance to float64, over its norm, under `plain` and ours."""
+    """Of the loss, of every gradient and of the whole one of a bf16 model: distance to float64 under `plain` and ours.
+
+    Over the norm, but for the whole one.
+    """
     module, args, kwargs = ZOO[name]()
     for part in module.modules():
         # Each dtype would draw dropout masks of its own.
@@ -49,9 +53,11 @@ def distances(name: str, plain: Options | None, ours: Options, scale: float) -> 
     for options in (plain, {"lossy": False, "loss_chunks": 4, **ours}):
         loss, got = step(copy.deepcopy(module), args, kwargs, options, scale)
         got["loss"] = loss
-        found.append({key: float((got[key].double() - exact[key]).norm() / exact[key].norm()) for key in exact})
+        away = {key: float((got[key].double() - exact[key]).norm()) for key in exact}
+        share = {key: distance / float(exact[key].norm()) for key, distance in away.items()}
+        found.append({**share, "whole": math.hypot(*(away[key] for key in away if key != "loss"))})
     assert ledger.reports()[-1].loss.chunks == 4
-    return {key: (found[0][key], found[1][key]) for key in exact}
+    return {key: (found[0][key], found[1][key]) for key in found[0]}
 
 
 ROUNDING_OF_A_LOSS = 2.0**-8
@@ -68,12 +74,14 @@ def test_a_bf16_model_is_as_near_to_float64(scale: float, slack: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_models_are_as_near_to_float64_as_under_inductor(name: str) -> None:
-    """Gradients that round in the same places; a loss may be the neighbouring number."""
+    """The whole gradient; single ones within the noise of rounding in other kernels; a loss may be the next number."""
     found = distances(name, None, {}, 1.0)
     plain, ours = found.pop("loss")
     assert ours <= max(plain, ROUNDING_OF_A_LOSS)
+    plain, ours = found["whole"]
+    assert ours <= 1.005 * plain, (plain, ours)
     for key, (plain, ours) in found.items():
-        assert ours <= 1.02 * plain, (key, plain, ours)
+        assert ours <= 1.1 * plain, (key, plain, ours)
 
 
 @pytest.mark.slow
