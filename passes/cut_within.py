@@ -25,7 +25,9 @@ from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases
 from fxcompress.passes.values import Known, find_values
-from fxcompress.solve.allocate import Option, allocate, lowest_peak
+from fxcompress.solve.allocate import allocate
+from fxcompress.solve.repair import lowest_peak
+from fxcompress.solve.slots import Option
 
 PRICES = tuple(4.0**exponent for exponent in range(-4, 6))
 """Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves."""
@@ -230,7 +232,7 @@ def _evaluate(model: _Model, name: str, saved: Sequence[fx.Node], limit: int, ba
     groups = _groups(saved, forward, _user_count(model))
     lifetimes = find_lifetimes(forward, backward, groups, model.machine)
     items = [_options(model, group, lifetime) for group, lifetime in zip(groups, lifetimes.storages, strict=True)]
-    found = allocate(items, lifetimes.rest_bytes, limit)
+    found = allocate(items, lifetimes.rest_bytes, limit, nodes=0)
     lowest = lowest_peak(items, lifetimes.rest_bytes)
     extra = _recompute_s(model, forward, backward) - base_s
     return Cut(name, tuple(saved), lowest, extra, found.cost, found.fits)

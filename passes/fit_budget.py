@@ -17,7 +17,9 @@ from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
 from fxcompress.plan import KEEP, Decision, Param
-from fxcompress.solve.allocate import Option, allocate, lowest_peak
+from fxcompress.solve.allocate import allocate
+from fxcompress.solve.repair import lowest_peak
+from fxcompress.solve.slots import Option
 
 ERROR_WEIGHT = 10.0
 """Steps that a relative gradient variance of 1 is worth: an error of 10 % (a variance of 0.01) costs a tenth of one."""

@@ -1,0 +1,82 @@
+"""Make a choice of options fit a limit, then as cheap as it gets item by item: the heuristics of the allocation."""
+
+from collections.abc import Sequence
+
+from fxcompress.solve.slots import Items, Option, bytes_at, cheapest, curve_of, merge
+
+
+def lowest_peak(items: Items, rest_bytes: Sequence[int]) -> int:
+    """The peak that is reached by giving items fewer bytes wherever the peak stands, whatever it costs."""
+    merged = merge(items, rest_bytes)
+    return max(_lowered(merged.items, merged.rest, 0, cheapest(merged.items))[1])
+
+
+def repair(items: Items, rest: Sequence[int], limit: int, chosen: Sequence[int]) -> tuple[list[int], int]:
+    """A choice near `chosen` that fits if one is found, and its peak."""
+    now, curve = _lowered(items, rest, limit, chosen)
+    if max(curve) <= limit:
+        _cheapen(items, curve, limit, now)
+    return now, max(curve)
+
+
+def _weight(option: Option) -> int:
+    """Bytes times slots."""
+    return sum((last + 1 - first) * nbytes for first, last, nbytes in option.ranges)
+
+
+def _lowered(items: Items, rest: Sequence[int], limit: int, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    """While a slot exceeds the limit, take the changes that lower it at the least cost per byte."""
+    now, curve = list(chosen), curve_of(items, rest, chosen)
+    while (top := max(curve)) > limit:
+        slot = curve.index(top)
+        moves = _moves(items, now, slot)
+        if not moves:
+            break
+        for _, i, r in moves:
+            if curve[slot] <= limit:
+                break
+            if _weight(items[i][r]) < _weight(items[i][now[i]]):
+                _apply(curve, items[i][now[i]], -1)
+                _apply(curve, items[i][r], 1)
+                now[i] = r
+    return now, curve
+
+
+def _moves(items: Items, now: Sequence[int], slot: int) -> list[tuple[float, int, int]]:
+    """Changes of one item that lower `slot`, by cost per byte; only towards fewer bytes, so that repairs end."""
+    moves = []
+    for i, options in enumerate(items):
+        current = options[now[i]]
+        here = bytes_at(current, slot) if len(options) > 1 else 0
+        for r, option in enumerate(options if here else ()):
+            gain = here - bytes_at(option, slot)
+            if gain > 0 and _weight(option) < _weight(current):
+                moves.append(((option.cost - current.cost) / gain, i, r))
+    return sorted(moves)
+
+
+def _cheapen(items: Items, curve: list[int], limit: int, now: list[int]) -> None:
+    """Give each item a cheaper option where it fits, the largest gains first."""
+    gains = [
+        (option.cost - items[i][now[i]].cost, i, r)
+        for i, options in enumerate(items)
+        for r, option in enumerate(options)
+        if option.cost < items[i][now[i]].cost
+    ]
+    for _, i, r in sorted(gains):
+        old, new = items[i][now[i]], items[i][r]
+        if new.cost >= old.cost:
+            continue
+        _apply(curve, old, -1)
+        _apply(curve, new, 1)
+        if all(max(curve[first : last + 1]) <= limit for first, last, _ in new.ranges):
+            now[i] = r
+        else:
+            _apply(curve, new, -1)
+            _apply(curve, old, 1)
+
+
+def _apply(curve: list[int], option: Option, sign: int) -> None:
+    for first, last, nbytes in option.ranges:
+        change = sign * nbytes
+        curve[first : last + 1] = [size + change for size in curve[first : last + 1]]
