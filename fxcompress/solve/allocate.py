@@ -2,8 +2,8 @@
 
 The problem: item `i` takes exactly one option `r`, which costs `cost[i][r]` and holds bytes over some ranges of slots;
 at each slot the bytes of all items and of the rest must not exceed the limit. `allocate` bounds it from below by its
-`relaxation`, makes the relaxation's solution whole by `repair`, and where the two are still apart searches by branch and
-bound (Land and Doig 1960), until the choice is proved to cost at most `GAP` more than any other.
+`relaxation`, makes the relaxation's solution whole by `repair`, and where the two are still apart searches by branch
+and bound (Land and Doig 1960), until the choice is proved to cost at most `GAP` more than any other.
 """
 
 import heapq
@@ -111,10 +111,11 @@ class _Search:
         queue: list[_Open] = [(self._lifted(costs, bound), 0, root, x)]
         lowest = float("inf")
         while queue:
-            following: _Open | None = heapq.heappop(queue)
+            top = heapq.heappop(queue)
             if dives < DIVES:
-                self.offer(self.repaired(self.relaxation.rounded(following[3])))
+                self.offer(self.repaired(self.relaxation.rounded(top[3])))
                 dives += 1
+            following: _Open | None = top
             while following is not None:
                 bound, _, node, x = following
                 split, following = self.relaxation.split(x), None

@@ -1,4 +1,4 @@
-"""The least cost at which whole choices free enough bytes at one moment, exactly (dynamic programming, Bellman 1957)."""
+"""The least cost at which whole choices free enough bytes at one moment, exactly (Bellman 1957)."""
 
 import math
 from collections.abc import Sequence

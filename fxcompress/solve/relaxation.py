@@ -1,9 +1,9 @@
 """The allocation with fractions allowed: its optimum bounds every choice, and its prices say what a byte is worth when.
 
 `Relaxation` grows a linear program by the slots that its solutions exceed. Each becomes a row that whole choices keep
-and fractions need not: what they free together is one of finitely many sums (`raised`), and no item counts for more than
-what is missing. Whatever the program's state, `bound` is computed from the prices of its rows alone, as the value of
-the Lagrangian dual there: it holds whatever rounding did. Items that no row can tell apart (equal layers) form one
+and fractions need not: what they free together is one of finitely many sums (`raised`), and no item counts for more
+than what is missing. Whatever the program's state, `bound` is computed from the prices of its rows alone, as the value
+of the Lagrangian dual there: it holds whatever rounding did. Items that no row can tell apart (equal layers) form one
 `Kind`; only how many of a kind take an option is decided.
 """
 
@@ -275,13 +275,13 @@ def _kinds(items: Items, rest: Sequence[int], limit: int, base: Sequence[int]) -
     highest = [Option(0.0, tuple(reach for option in options for reach in option.ranges)) for options in items]
     tops = curve_of([[option] for option in highest], rest, [0] * len(items))
     critical = [slot for slot, top in enumerate(tops) if top > limit]
-    found: dict[object, list[int]] = {}
+    found: dict[tuple[tuple[int, ...], object], list[int]] = {}
     for i, options in enumerate(items):
-        order = [base[i], *(r for r in range(len(options)) if r != base[i])]
+        order = (base[i], *(r for r in range(len(options)) if r != base[i]))
         signature = tuple((options[r].cost - options[base[i]].cost, _steps(options[r], critical)) for r in order)
         if len(options) > 1:
-            found.setdefault((tuple(order), signature), []).append(i)
-    return [Kind(tuple(kind), tuple(order)) for (order, _), kind in found.items()]
+            found.setdefault((order, signature), []).append(i)
+    return [Kind(tuple(kind), order) for (order, _), kind in found.items()]
 
 
 def _steps(option: Option, critical: Sequence[int]) -> tuple[tuple[int, int], ...]:
