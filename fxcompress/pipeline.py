@@ -245,7 +245,8 @@ def _own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before
     if options.budget is None:
         return None
     limit = budget_bytes(options.budget, before.peak_bytes)
-    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, costs.step_s(fw, bw))
+    step_s = costs.step_s(fw, bw, fused=options.inner == "inductor")
+    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, step_s)
 
 
 def _fit(

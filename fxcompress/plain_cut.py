@@ -5,7 +5,7 @@ partitioner. Nothing is rewritten.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.cut_to_budget import Cutter
 from fxcompress.facts import Peak
-from fxcompress.passes.cut_within import saved_nbytes
+from fxcompress.passes.estimate_cut import saved_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine, find_peak
 
@@ -31,10 +31,10 @@ def torch_cut(cut: Cutter, *, rebuild_more: bool) -> tuple[compat.Partition, int
     """PyTorch's cut, and the bytes that its default one saves; None if it did not ask what to save."""
     plain: list[int] = []
 
-    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-        default = torch_choice(False)
+    def choose(joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> list[fx.Node]:
+        default = torch_choice(rebuild_more=False)
         plain.append(saved_nbytes(default))
-        return torch_choice(True) if rebuild_more else default
+        return torch_choice(rebuild_more=True) if rebuild_more else default
 
     with compat.choosing_saved_values(choose):
         pair = cut(rebuild_more=rebuild_more)

@@ -110,7 +110,7 @@ def _option(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_s_
     val = way.source.meta["val"]
     packed = encoded_nbytes(way.codec, way.order, val.dtype)
     bits = None if way.codec.contract.kind == "exact" else way.codec.bits
-    rates = costs.rates_of(val.device)
+    rates = costs.rates_of(val.device, fused=machine.fused)
     seconds = code_cost_s(lifetime.nbytes, packed, bits, error_s_per_byte * lifetime.nbytes, rates)
     return Option(seconds, tuple(lifetime.encoded(packed, interpreted=not machine.fused)))
 

@@ -59,10 +59,15 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """`rest_bytes`: live bytes per slot without the saved storages; `storages` in the order of the groups."""
+    """`rest_bytes`: live bytes per slot without the saved storages; `storages` in the order of the groups.
+
+    `names` is the step of each slot, by its first node; from slot `turn` on they are the backward's.
+    """
 
     rest_bytes: tuple[int, ...]
     storages: tuple[Lifetime, ...]
+    names: tuple[str, ...]
+    turn: int
 
 
 def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], machine: Machine) -> Lifetimes:
@@ -90,7 +95,7 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
         _lifetime(group, keys, in_forward, _join(in_backward, others, end, len(first)), backward)
         for group, keys, others in zip(groups, given, taken, strict=True)
     ]
-    return Lifetimes(rest, tuple(storages))
+    return Lifetimes(rest, tuple(storages), tuple(name for name, _ in before + after), len(first))
 
 
 Spans = dict[Buffer, tuple[int, int]]
