@@ -18,7 +18,7 @@ from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.estimate_cut import Cut, Estimate, Model, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
-from fxcompress.passes.price_moments import price_moments
+from fxcompress.passes.price_moments import Moments, price_moments
 from fxcompress.solve.allocate import Allocation
 
 PRICES = tuple(4.0**exponent for exponent in range(-4, 6))
@@ -51,7 +51,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """The cuts tried, the best first; what PyTorch's own saves and its peak, unencoded; modelled seconds of the step."""
+    """The cuts tried, the best first; what PyTorch's saves and its peak, unencoded; modelled seconds of the step."""
 
     ranked: tuple[Cut, ...]
     plain_saved_bytes: int
@@ -94,6 +94,11 @@ def cut_within(
     try:
         network = build_network(gm.graph, info, model.ways(), model.seconds)
         search.try_prices(network, own, model.step_s / max(_plain_nbytes(plain), 1))
+        if not machine.fused:
+            # Interpreted codecs are so dear that no one price pays for many; where nothing else fits, they must be.
+            like = make_model(gm, plain, options, num_fwd_outputs, Machine(True))
+            compiled = build_network(gm.graph, info, like.ways(), like.seconds)
+            search.try_bytes(compiled, like.step_s / max(_plain_nbytes(plain), 1), ", priced as if compiled")
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
     return Cuts(tuple(sorted(search.found.values(), key=_rank)), saved_nbytes(plain), before, model.step_s)
@@ -151,10 +156,15 @@ class _Search:
     def try_prices(self, network: CutNetwork, own: Tried, unit: float) -> None:
         """Our cuts; `own` is PyTorch's, and `unit` a price of 1, in seconds per byte."""
         moment = price_moments(own.estimate, [(own.estimate.peak_slot(own.fitted.chosen), unit)])
-        self._sweep(network, "", lambda price: lambda node, way: way.seconds + unit * price * way.nbytes)
-        self._sweep(network, ", coding free", lambda price: lambda node, way: unit * price * way.nbytes)
-        self._sweep(network, " at the peak", lambda price: lambda node, way: way.seconds + price * moment(node, way))
+        self.try_bytes(network, unit, "")
+        self._sweep(
+            network, " at the peak", lambda price: lambda node, way: way.seconds + price * moment.holding_s(node, way)
+        )
         self._by_moment(network, unit)
+
+    def try_bytes(self, network: CutNetwork, unit: float, label: str) -> None:
+        """Cuts at one price for every byte; `unit` is a price of 1."""
+        self._sweep(network, label, lambda price: lambda node, way: way.seconds + unit * price * way.nbytes)
 
     def _sweep(self, network: CutNetwork, label: str, cost_at: Callable[[float], Cost]) -> None:
         """Cut at a range of prices, then at finer ones beside the best, then at two of them."""
@@ -190,19 +200,22 @@ class _Search:
         Of the best cut, if it fits, those at which its representations are bound; else that of the last cut's peak.
         """
         for price in MOMENT_PRICES:
-            holding: list[Cost] = []
+            moments: list[Moments] = []
+            current = self.best
             for number in range(ROUNDS):
-                if self.best.cut.fits:
-                    estimate, prices = self.best.estimate, self.best.fitted.prices
-                else:
-                    estimate = self.last.estimate
-                    prices = ((estimate.peak_slot(self.last.fitted.chosen), unit * price),)
-                holding.append(price_moments(estimate, prices))
-                self.try_cut(f"ours at {price:g} by moment, round {number + 1}", network.cut(_mean(holding)))
+                fits, fitted = current.cut.fits, current.fitted
+                peak = (current.estimate.peak_slot(fitted.chosen), unit * price)
+                moments.append(price_moments(current.estimate, fitted.prices if fits else [peak]))
+                self.try_cut(f"ours at {price:g} by moment, round {number + 1}", _cut_by(network, moments))
+                current = self.best if self.best.cut.fits else self.last
             if self.best.cut.fits:
                 return
 
 
-def _mean(holding: Sequence[Cost]) -> Cost:
-    held = tuple(holding)
-    return lambda node, way: way.seconds + sum(cost(node, way) for cost in held) / len(held)
+def _cut_by(network: CutNetwork, moments: Sequence[Moments]) -> list[fx.Node]:
+    """The cut at the mean of several prices of moments."""
+    share = 1 / len(moments)
+    return network.cut(
+        lambda node, way: way.seconds + share * sum(item.holding_s(node, way) for item in moments),
+        lambda node: share * sum(item.again_s(node) for item in moments),
+    )

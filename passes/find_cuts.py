@@ -48,17 +48,20 @@ class CutNetwork:
     saving: dict[fx.Node, int]
     recomputing: dict[fx.Node, int]
 
-    def cut(self, cost: Callable[[fx.Node, Way], float]) -> list[fx.Node]:
+    def cut(
+        self, cost: Callable[[fx.Node, Way], float], again_s: Callable[[fx.Node], float] = lambda node: 0.0
+    ) -> list[fx.Node]:
         """The cheapest values to save, in the order of the graph.
 
         Args:
             cost: of saving a value in one of its ways, in seconds, what bytes are worth included.
+            again_s: of computing a value again, beyond the time that it takes.
 
         Raises:
             ValueError: no set of saved values is legal.
         """
         costs = {node: min(cost(node, way) for way in self.ways[node]) for node in self.saving}
-        again = {node: self.recompute_s.get(node, 0.0) for node in self.recomputing}
+        again = {node: self.recompute_s.get(node, 0.0) + again_s(node) for node in self.recomputing}
         unit = max([*costs.values(), *again.values(), 1e-30]) / _RESOLUTION
         for node, number in self.saving.items():
             # Among equal costs the cut nearest the source is found: prefer few values over many.

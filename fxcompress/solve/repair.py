@@ -19,40 +19,52 @@ def repair(items: Items, rest: Sequence[int], limit: int, chosen: Sequence[int])
     return now, max(curve)
 
 
-def _weight(option: Option) -> int:
-    """Bytes times slots."""
-    return sum((last + 1 - first) * nbytes for first, last, nbytes in option.ranges)
-
-
 def _lowered(items: Items, rest: Sequence[int], limit: int, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
-    """While a slot exceeds the limit, take the changes that lower it at the least cost per byte."""
+    """While a slot exceeds the limit, take the changes that lower it at the least cost per byte.
+
+    None may raise another slot as high, so that the heights of the slots, sorted, fall with every change.
+    """
     now, curve = list(chosen), curve_of(items, rest, chosen)
     while (top := max(curve)) > limit:
-        slot = curve.index(top)
-        moves = _moves(items, now, slot)
-        if not moves:
-            break
-        for _, i, r in moves:
+        slot, changed = curve.index(top), False
+        for _, i, r in _moves(items, now, slot):
             if curve[slot] <= limit:
                 break
-            if _weight(items[i][r]) < _weight(items[i][now[i]]):
-                _apply(curve, items[i][now[i]], -1)
-                _apply(curve, items[i][r], 1)
-                now[i] = r
+            if bytes_at(items[i][r], slot) < bytes_at(items[i][now[i]], slot):
+                changed = _changed(items, curve, now, i, r, top - 1) or changed
+        if not changed:
+            break
     return now, curve
 
 
 def _moves(items: Items, now: Sequence[int], slot: int) -> list[tuple[float, int, int]]:
-    """Changes of one item that lower `slot`, by cost per byte; only towards fewer bytes, so that repairs end."""
+    """Changes of one item that lower `slot`, by cost per byte."""
     moves = []
     for i, options in enumerate(items):
         current = options[now[i]]
         here = bytes_at(current, slot) if len(options) > 1 else 0
         for r, option in enumerate(options if here else ()):
             gain = here - bytes_at(option, slot)
-            if gain > 0 and _weight(option) < _weight(current):
+            if gain > 0:
                 moves.append(((option.cost - current.cost) / gain, i, r))
     return sorted(moves)
+
+
+def _changed(items: Items, curve: list[int], now: list[int], i: int, r: int, most: int) -> bool:
+    """Let item `i` take option `r`, if no slot that this raises gets higher than `most`."""
+    old, new = items[i][now[i]], items[i][r]
+    _apply(curve, old, -1)
+    _apply(curve, new, 1)
+    if all(
+        curve[slot] <= most or bytes_at(new, slot) <= bytes_at(old, slot)
+        for first, last, _ in new.ranges
+        for slot in range(first, last + 1)
+    ):
+        now[i] = r
+        return True
+    _apply(curve, new, -1)
+    _apply(curve, old, 1)
+    return False
 
 
 def _cheapen(items: Items, curve: list[int], limit: int, now: list[int]) -> None:
@@ -64,16 +76,8 @@ def _cheapen(items: Items, curve: list[int], limit: int, now: list[int]) -> None
         if option.cost < items[i][now[i]].cost
     ]
     for _, i, r in sorted(gains):
-        old, new = items[i][now[i]], items[i][r]
-        if new.cost >= old.cost:
-            continue
-        _apply(curve, old, -1)
-        _apply(curve, new, 1)
-        if all(max(curve[first : last + 1]) <= limit for first, last, _ in new.ranges):
-            now[i] = r
-        else:
-            _apply(curve, new, -1)
-            _apply(curve, old, 1)
+        if items[i][r].cost < items[i][now[i]].cost:
+            _changed(items, curve, now, i, r, limit)
 
 
 def _apply(curve: list[int], option: Option, sign: int) -> None:
