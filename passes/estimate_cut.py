@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxcompress import costs
+from fxcompress import codecs, costs
+from fxcompress.codecs.base import Codec
 from fxcompress.options import Options
 from fxcompress.passes.alias import distinct_nbytes, nbytes_of, storage_key
+from fxcompress.passes.codec_memory import working_sizes
 from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_cuts import Way, Ways, tensor_of
 from fxcompress.passes.find_masked import find_masked
@@ -29,8 +31,20 @@ from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option, curve_of
 
+_METADATA_BITS = 32 / 128
+"""Per element, of groups with a word of metadata each."""
 _RANDOM_PASSES = 8.0
 """Generating random numbers again takes as long as this many passes over memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a value could be encoded: payload bytes, seconds with what its error is weighed at, and what an interpreted
+    encode and decode take besides, in sizes of the value."""
+
+    nbytes: int
+    seconds: float
+    working: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +56,10 @@ class Model:
     user_nodes: int
     """User outputs that are nodes: `Phase.returned` leaves others out."""
     machine: Machine
-    rates: costs.Rates
     seconds: Mapping[fx.Node, float]
     step_s: float
-    packed: Mapping[fx.Node, tuple[int, float | None]]
-    """Per value that a codec takes: payload bytes and the width if it is lossy."""
-    error_s_per_byte: float
+    packed: Mapping[fx.Node, tuple["Packing", ...]]
+    """Per value that codecs take, how."""
 
     def sketch(self, name: str, saved: Sequence[fx.Node]) -> "Sketch":
         """What runs in which half if exactly `saved` is handed over."""
@@ -137,18 +149,13 @@ def make_model(
     device = next((val.device for node in plain if (val := tensor_of(node)) is not None), torch.device("cpu"))
     rates = costs.rates_of(device, fused=machine.fused)
     seconds = {node: _seconds(node, rates) for node in gm.graph.nodes if node.op == "call_function"}
-    values, masked = find_values(gm), find_masked(gm)
-    packed = {}
-    for node in gm.graph.nodes:
-        size = None if node in masked else _packed(node, values, options)
-        if size is not None:
-            packed[node] = size
     step_s = sum(seconds.values())
     total = sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
-    error = ERROR_WEIGHT * step_s / max(total, 1)
+    packer = _Packer(find_values(gm), find_masked(gm), options, machine, rates, ERROR_WEIGHT * step_s / max(total, 1))
+    packed = {node: ways for node in gm.graph.nodes if (ways := packer.ways(node))}
     (end,) = gm.graph.find_nodes(op="output")
     users = sum(isinstance(item, fx.Node) for item in end.args[0][:num_fwd_outputs])
-    return Model(gm.graph, num_fwd_outputs, users, machine, rates, seconds, step_s, packed, error)
+    return Model(gm.graph, num_fwd_outputs, users, machine, seconds, step_s, packed)
 
 
 def saved_nbytes(saved: Sequence[fx.Node]) -> int:
@@ -163,42 +170,63 @@ def _seconds(node: fx.Node, rates: costs.Rates) -> float:
     return costs.recompute_s(node, rates)
 
 
-def _packed(node: fx.Node, values: Known, options: Options) -> tuple[int, float | None] | None:
-    """Payload bytes of a value under the options, and the width if lossy; None if no codec takes it."""
-    val = tensor_of(node)
-    if node.op != "call_function" or val is None or nbytes_of(val) < options.min_bytes:
-        return None
-    ruled = rule_for(node, options)
-    if ruled.keep:
-        return None
-    numel = nbytes_of(val) // val.element_size()
-    known = values.get(node)
-    if known is not None and known.finite:
-        size = numel * max((known.count - 1).bit_length(), 1) // 8
-        return (size, None) if size < nbytes_of(val) else None
-    if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node):
-        return None
-    bits = float(max(ruled.options.bits, ruled.options.operand_bits))
-    size = int(numel * (bits / 8 + 4 / 128))
-    return (size, bits) if size < nbytes_of(val) else None
+@dataclass(frozen=True, slots=True)
+class _Packer:
+    """How values could be encoded under the options."""
+
+    values: Known
+    masked: set[fx.Node]
+    options: Options
+    machine: Machine
+    rates: costs.Rates
+    error_s_per_byte: float
+
+    def ways(self, node: fx.Node) -> tuple[Packing, ...]:
+        """The ways to encode the value of `node`, none if no codec takes it."""
+        val = tensor_of(node)
+        if node in self.masked or node.op != "call_function" or val is None or nbytes_of(val) < self.options.min_bytes:
+            return ()
+        ruled, known = rule_for(node, self.options), self.values.get(node)
+        if ruled.keep:
+            return ()
+        if known is not None and known.finite:
+            codec = codecs.make("valueset", lo=known.lo, step=known.step, count=max(known.count, 2))
+            return self._way(val, codec, max((known.count - 1).bit_length(), 1), None)
+        if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node):
+            return ()
+        bits = max(ruled.options.bits, ruled.options.operand_bits)
+        wide = self._way(val, codecs.make("affine", bits=8, rounding="nearest"), 8 + _METADATA_BITS, 8)
+        chosen = self._way(val, codecs.make("affine", bits=bits), bits + _METADATA_BITS, bits)
+        return wide if bits == 8 else (*chosen, *wide)
+
+    def _way(self, val: torch.Tensor, codec: Codec, bits: float, lossy: int | None) -> tuple[Packing, ...]:
+        """`bits` per element are stored; `lossy` is the width of a lossy code."""
+        nbytes = nbytes_of(val)
+        size = int(nbytes // val.element_size() * bits / 8)
+        if size >= nbytes or codec.refuse(val.dtype):
+            return ()
+        seconds = code_cost_s(nbytes, size, lossy, self.error_s_per_byte * nbytes, self.rates)
+        return (Packing(size, seconds, None if self.machine.fused else working_sizes(codec, val.dtype)),)
 
 
 def _ways(model: Model, node: fx.Node) -> tuple[Way, ...]:
     """How a value could be saved: as it is, or encoded; views are not saved, only what they view."""
     val = node.meta.get("val")
     if node.op == "placeholder":
-        return (Way(0.0, 0, 0),)
+        return (Way(0.0, 0),)
     if isinstance(val, torch.SymInt) or not isinstance(val, (torch.Tensor, tuple, list, torch.SymFloat, torch.SymBool)):
-        return (Way(0.0, 1, 1),)
+        return (Way(0.0, 1),)
     tensor = tensor_of(node)
     if tensor is None or (is_view(node) and not _is_element(node)):
         return ()
     nbytes = nbytes_of(tensor)
-    if node not in model.packed:
-        return (Way(0.0, nbytes, nbytes),)
-    size, bits = model.packed[node]
-    cost = code_cost_s(nbytes, size, bits, model.error_s_per_byte * nbytes, model.rates)
-    return (Way(0.0, nbytes, nbytes), Way(cost, size, nbytes))
+    packed = [Way(p.seconds, p.nbytes, _scaled(p.working, nbytes)) for p in model.packed.get(node, ())]
+    return (Way(0.0, nbytes), *packed)
+
+
+def _scaled(working: tuple[float, float] | None, nbytes: int) -> tuple[int, int]:
+    encode, decode = working or (0.0, 0.0)
+    return int(encode * nbytes), int(decode * nbytes)
 
 
 def _is_element(node: fx.Node) -> bool:
@@ -220,9 +248,5 @@ def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> l
 
 def _options(model: Model, group: Group, lifetime: Lifetime) -> list[Option]:
     keep = Option(0.0, tuple(lifetime.kept()))
-    known = next((model.packed[node] for node in group.given if node in model.packed), None)
-    if known is None:
-        return [keep]
-    size, bits = known
-    cost = code_cost_s(lifetime.nbytes, size, bits, model.error_s_per_byte * lifetime.nbytes, model.rates)
-    return [keep, Option(cost, tuple(lifetime.encoded(size, interpreted=not model.machine.fused)))]
+    known = next((model.packed[node] for node in group.given if node in model.packed), ())
+    return [keep, *(Option(p.seconds, tuple(lifetime.encoded(p.nbytes, p.working))) for p in known)]

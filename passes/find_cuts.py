@@ -24,11 +24,14 @@ _RESOLUTION = 1 << 44
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to save a value: what it costs in seconds of step time, and in bytes held; `whole_nbytes` as it is."""
+    """One way to save a value: what it costs in seconds of step time, and in bytes held.
+
+    If it is encoded, `working_nbytes` are what the encode and the decode take besides.
+    """
 
     seconds: float
     nbytes: int
-    whole_nbytes: int
+    working_nbytes: tuple[int, int] | None = None
 
 
 Ways = Mapping[fx.Node, tuple[Way, ...]]

@@ -12,6 +12,7 @@ from torch import fx
 from fxcompress import codecs, costs
 from fxcompress.passes.alias import Storage
 from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes
+from fxcompress.passes.codec_memory import working_sizes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
@@ -112,7 +113,8 @@ def _option(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_s_
     bits = None if way.codec.contract.kind == "exact" else way.codec.bits
     rates = costs.rates_of(val.device, fused=machine.fused)
     seconds = code_cost_s(lifetime.nbytes, packed, bits, error_s_per_byte * lifetime.nbytes, rates)
-    return Option(seconds, tuple(lifetime.encoded(packed, interpreted=not machine.fused)))
+    working = None if machine.fused else working_sizes(way.codec, val.dtype)
+    return Option(seconds, tuple(lifetime.encoded(packed, working)))
 
 
 def _narrowed(choice: Choice, taken: dict[fx.Node, Encoding | None]) -> Choice:

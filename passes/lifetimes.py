@@ -18,9 +18,6 @@ from fxcompress.passes.liveness import Machine, buffers_of, find_steps, is_fused
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.phases import Phase
 
-INTERPRETED_ENCODE, INTERPRETED_DECODE = 5, 2
-"""Temporaries of a codec that is not compiled, in sizes of the tensor, beside the tensor itself (measured)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -45,12 +42,19 @@ class Lifetime:
         """Live bytes as `(first slot, last slot, bytes)` if it is saved as it is."""
         return [(self.made, self.last_backward, self.nbytes)]
 
-    def encoded(self, packed_bytes: int, *, interpreted: bool) -> list[tuple[int, int, int]]:
-        """The same if its payload of `packed_bytes` is saved; `interpreted`: codecs run operator by operator."""
+    def encoded(self, packed_bytes: int, working: tuple[float, float] | None = None) -> list[tuple[int, int, int]]:
+        """The same if its payload of `packed_bytes` is saved.
+
+        Args:
+            packed_bytes: of the payload.
+            working: where codecs are interpreted, what an encode and a decode take besides, in sizes of the storage
+                (`codec_memory`); None where they are compiled.
+        """
         whole = [(self.made, self.last_forward, self.nbytes)]
-        if interpreted:
-            whole.append((self.made, self.made, INTERPRETED_ENCODE * self.nbytes))
-            whole.append((self.first_backward, self.first_backward, INTERPRETED_DECODE * self.nbytes))
+        if working is not None:
+            encode, decode = (int(share * self.nbytes) for share in working)
+            whole.append((self.made, self.made, encode))
+            whole.append((self.first_backward, self.first_backward, decode))
         elif self.decoded_inline:
             return [*whole, (self.made, self.last_backward, packed_bytes)]
         again = (self.first_backward, self.last_backward, self.nbytes)

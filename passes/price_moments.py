@@ -13,7 +13,6 @@ from torch import fx
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.estimate_cut import Estimate
 from fxcompress.passes.find_cuts import Way, tensor_of
-from fxcompress.passes.lifetimes import INTERPRETED_DECODE, INTERPRETED_ENCODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +40,12 @@ class Moments:
         made = self.forward.get(node, 0)
         left = max((self.forward[user] for user in node.users if user in self.forward), default=made) + 1
         first, last = self._used(node, end)
-        if not way.seconds:
+        if way.working_nbytes is None:
             return way.nbytes * self._sum(left, last + 1)
-        seconds = way.nbytes * self._sum(left, first)
-        if self.fused:
-            return seconds
-        seconds += way.whole_nbytes * self._sum(first, last + 1)
-        return seconds + way.whole_nbytes * (
-            INTERPRETED_ENCODE * self.at[made] + INTERPRETED_DECODE * self.at[min(first, end - 1)]
+        encode, decode = way.working_nbytes
+        again = 0.0 if self.fused else self.again_s(node)
+        return (
+            way.nbytes * self._sum(left, first) + encode * self.at[made] + decode * self.at[min(first, end - 1)] + again
         )
 
     def again_s(self, node: fx.Node) -> float:

@@ -51,12 +51,12 @@ def ways_of(joint: fx.Graph, info: Any) -> dict[fx.Node, tuple[Way, ...]]:
     for i, node in enumerate(joint.nodes):
         val = node.meta.get("val")
         if node.op == "placeholder":
-            ways[node] = (Way(0.0, 0, 0),)
+            ways[node] = (Way(0.0, 0),)
         elif (
             isinstance(val, torch.Tensor) and (_is_element(node) or not is_view(node)) and not _is_gradient(node, info)
         ):
             size = val.numel() * val.element_size() + i
-            ways[node] = (Way(0.0, size, size), Way(1e-6 * (i % 5), size // 3, size))
+            ways[node] = (Way(0.0, size), Way(1e-6 * (i % 5), size // 3, (0, 0)))
     return ways
 
 
