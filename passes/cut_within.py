@@ -6,8 +6,9 @@ has no room left. Each is fitted by `estimate_cut`, and the cuts are ranked: tho
 others by their peak. Read-only.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import fx
@@ -21,8 +22,10 @@ from fxcompress.passes.liveness import Machine
 from fxcompress.passes.price_moments import Moments, price_moments
 from fxcompress.solve.allocate import Allocation
 
-PRICES = tuple(4.0**exponent for exponent in range(-4, 6))
-"""Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves."""
+PRICES = tuple(4.0**exponent for exponent in (-1, 0, -2, 1, -3, 2, -4, 3, 4, 5))
+"""Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves; the likeliest first."""
+WORK, FEWEST = 60_000, 4
+"""Cuts tried, times nodes of the graph; and how many at least."""
 MEMORY_BUDGETS = (0.75, 0.5, 0.25)
 """PyTorch's own memory budgets tried."""
 MOST_NODES = 4000
@@ -85,7 +88,8 @@ def cut_within(
     before = first.peak_kept()
     limit, base_s = limit_of(before), first.sketch.recompute_s
     own = _fitted(first, limit, base_s)
-    search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut})
+    count = max(WORK // len(gm.graph.nodes), FEWEST)
+    search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count)
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
     if len(gm.graph.nodes) <= MOST_NODES:
         for budget in MEMORY_BUDGETS:
@@ -136,7 +140,14 @@ class _Search:
     base_s: float
     best: Tried
     last: Tried
-    found: dict[frozenset[fx.Node], Cut] = field(default_factory=dict)
+    found: dict[frozenset[fx.Node], Cut]
+    left: int
+    """How many cuts may still be made."""
+
+    def try_own(self, name: str, cut: Callable[[], list[fx.Node]]) -> Cut | None:
+        """Make and evaluate a cut; None also where none is left to make."""
+        self.left -= 1
+        return self.try_cut(name, cut()) if self.left >= 0 else None
 
     def try_cut(self, name: str, saved: Sequence[fx.Node]) -> Cut | None:
         """Evaluate a cut; None where `BEST` others cost less than its recomputing alone."""
@@ -170,7 +181,7 @@ class _Search:
         """Cut at a range of prices, then at finer ones beside the best, then at two of them."""
 
         def try_price(price: float) -> Cut | None:
-            return self.try_cut(f"ours at {price:.3g}{label}", network.cut(cost_at(price)))
+            return self.try_own(f"ours at {price:.3g}{label}", lambda: network.cut(cost_at(price)))
 
         tried = {price: try_price(price) for price in PRICES}
         for _ in range(REFINEMENTS):
@@ -190,7 +201,7 @@ class _Search:
             def cost(node: fx.Node, way: Way, share: float = share) -> float:
                 return (dear if place.get(node, 0.0) < share else cheap)(node, way)
 
-            cut = self.try_cut(name.format(share), network.cut(cost))
+            cut = self.try_own(name.format(share), functools.partial(network.cut, cost))
             share += -step if cut is None or cut.fits else step
             step /= 2
 
@@ -206,9 +217,10 @@ class _Search:
                 fits, fitted = current.cut.fits, current.fitted
                 peak = (current.estimate.peak_slot(fitted.chosen), unit * price)
                 moments.append(price_moments(current.estimate, fitted.prices if fits else [peak]))
-                self.try_cut(f"ours at {price:g} by moment, round {number + 1}", _cut_by(network, moments))
+                name = f"ours at {price:g} by moment, round {number + 1}"
+                self.try_own(name, functools.partial(_cut_by, network, moments))
                 current = self.best if self.best.cut.fits else self.last
-            if self.best.cut.fits:
+            if self.best.cut.fits or self.left <= 0:
                 return
 
 

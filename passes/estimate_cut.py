@@ -7,7 +7,7 @@ needs are known after the cut. Read-only.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -180,6 +180,7 @@ class _Packer:
     machine: Machine
     rates: costs.Rates
     error_s_per_byte: float
+    statistics: dict[fx.Node, bool] = field(default_factory=dict)
 
     def ways(self, node: fx.Node) -> tuple[Packing, ...]:
         """The ways to encode the value of `node`, none if no codec takes it."""
@@ -192,7 +193,7 @@ class _Packer:
         if known is not None and known.finite:
             codec = codecs.make("valueset", lo=known.lo, step=known.step, count=max(known.count, 2))
             return self._way(val, codec, max((known.count - 1).bit_length(), 1), None)
-        if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node):
+        if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node, self.statistics):
             return ()
         bits = max(ruled.options.bits, ruled.options.operand_bits)
         wide = self._way(val, codecs.make("affine", bits=8, rounding="nearest"), 8 + _METADATA_BITS, 8)

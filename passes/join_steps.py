@@ -57,7 +57,10 @@ def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]
     readers = Counter(key for step in steps for key in step.read)
     kept = []
     for step in steps:
-        inner = {key for key, _ in step.made if key in step.read and readers[key] == 1} - returned
+        inner = {key for key, _ in step.made if readers[key] == 1 and key in step.read} - returned
+        if not inner:
+            kept.append(step)
+            continue
         made = tuple(item for item in step.made if item[0] not in inner)
         kept.append(replace(step, made=made, read=tuple(key for key in step.read if key not in inner)))
     return kept
