@@ -24,8 +24,10 @@ from fxcompress.solve.allocate import Allocation
 
 PRICES = tuple(4.0**exponent for exponent in (-1, 0, -2, 1, -3, 2, -4, 3, 4, 5))
 """Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves; the likeliest first."""
-WORK, FEWEST = 60_000, 4
-"""Cuts tried, times nodes of the graph; and how many at least."""
+WORK = 60_000
+"""Cuts of ours tried, times nodes of the graph."""
+FEWEST = 4
+"""Cuts of ours tried on graphs of more than `MOST_NODES`."""
 MEMORY_BUDGETS = (0.75, 0.5, 0.25)
 """PyTorch's own memory budgets tried."""
 MOST_NODES = 4000
@@ -88,10 +90,11 @@ def cut_within(
     before = first.peak_kept()
     limit, base_s = limit_of(before), first.sketch.recompute_s
     own = _fitted(first, limit, base_s)
-    count = max(WORK // len(gm.graph.nodes), FEWEST)
+    small = len(gm.graph.nodes) <= MOST_NODES
+    count = WORK // len(gm.graph.nodes) if small else FEWEST
     search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count)
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
-    if len(gm.graph.nodes) <= MOST_NODES:
+    if small:
         for budget in MEMORY_BUDGETS:
             saved = torch_choice(rebuild_more=False, memory_budget=budget)
             search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)

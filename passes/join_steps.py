@@ -47,7 +47,9 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
 
 
 def _side_by_side(one: Step, other: Step) -> bool:
-    if not (one.in_place and one.made and len({size for _, size in one.made + other.made}) == 1):
+    if not (one.in_place and one.made and one.made[0][1] == other.made[0][1]):
+        return False
+    if len({size for _, size in one.made + other.made}) > 1:
         return False
     return not set(other.read).isdisjoint((*one.read, *(key for key, _ in one.made)))
 
@@ -57,7 +59,8 @@ def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]
     readers = Counter(key for step in steps for key in step.read)
     kept = []
     for step in steps:
-        inner = {key for key, _ in step.made if readers[key] == 1 and key in step.read} - returned
+        own = set(step.read)
+        inner = {key for key, _ in step.made if readers[key] == 1 and key in own} - returned
         if not inner:
             kept.append(step)
             continue
