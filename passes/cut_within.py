@@ -7,7 +7,7 @@ others by their peak. Read-only.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.estimate_cut import Cut, Estimate, Model, make_model, saved_nbytes
+from fxcompress.passes.estimate_cut import Cut, Estimate, Model, Sketch, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.price_moments import Moments, price_moments
@@ -95,9 +95,11 @@ def cut_within(
     search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count)
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
     if small:
+        once = compat.recompute_rules(gm.graph, info).fixed
         for budget in MEMORY_BUDGETS:
             saved = torch_choice(rebuild_more=False, memory_budget=budget)
-            search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)
+            if not _draws_again(model.sketch("", saved), once):
+                search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)
     try:
         network = build_network(gm.graph, info, model.ways(), model.seconds)
         search.try_prices(network, own, model.step_s / max(_plain_nbytes(plain), 1))
@@ -109,6 +111,11 @@ def cut_within(
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
     return Cuts(tuple(sorted(search.found.values(), key=_rank)), saved_nbytes(plain), before, model.step_s)
+
+
+def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
+    """Whether the backward computes again what may run only once: at a memory budget, PyTorch redraws dropout masks."""
+    return any(node in once for node in sketch.backward.nodes if node in sketch.forward.members)
 
 
 def _plain_nbytes(plain: Sequence[fx.Node]) -> int:
