@@ -5,7 +5,7 @@ and in every process. Seconds are good for comparing two plans of one graph and 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device does per second. `encode_passes`, `decode_passes`: how many copies of the tensor a stochastic
-    encode and a decode take as long as. `call_s`: seconds that starting a kernel takes."""
+    """What a device does per second. `encode_passes`, `decode_passes`: how many passes over the tensor a stochastic
+    encode and a decode take as long as. `call_s`: seconds that starting a compiled kernel takes. `pointwise_share`: of
+    reading and writing, what a pointwise operator costs that may be fused. `launch_s`: seconds that every operator
+    costs whatever its size, where none is fused."""
 
     name: str
     bytes_per_s: float
@@ -29,25 +31,35 @@ class Rates:
     encode_passes: float
     decode_passes: float
     call_s: float
+    pointwise_share: float = 0.25
+    launch_s: float = 0.0
 
 
 _CPU = Rates("cpu", 2e10, 3e11, 3e11, 4.0, 1.5, 5e-6)
+_CPU_INTERPRETED = Rates("cpu", 7e10, 1e11, 1e11, 200.0, 40.0, 5e-6, 1.0, 3e-6)
+"""One core, measured with torch 2.13: a codec interpreted is dozens of operators, each a pass of its own."""
 _GPUS = (
     Rates("H200", 4.3e12, 5e13, 7e14, 1.1, 1.0, 2.5e-6),
     Rates("H100", 2.9e12, 5e13, 6e14, 1.1, 1.0, 2.5e-6),
     Rates("A100", 1.6e12, 1.9e13, 2.5e14, 1.3, 1.0, 2.5e-6),
 )
 """Newest first; another GPU is taken for the last."""
-_FUSED = 0.25
-"""Share of a pass over memory that a fused pointwise operator costs."""
 
 
-def rates_of(device: torch.device) -> Rates:
-    """The rates of a device; an unknown GPU counts as the slowest known."""
+def rates_of(device: torch.device, *, fused: bool = True) -> Rates:
+    """The rates of a device; an unknown GPU counts as the slowest known.
+
+    Args:
+        device: where tensors are.
+        fused: whether a compiler fuses pointwise operators, or each runs by itself.
+    """
     if device.type != "cuda":
-        return _CPU
+        return _CPU if fused else _CPU_INTERPRETED
     name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
-    return next((rates for rates in _GPUS if rates.name in name), _GPUS[-1])
+    found = next((rates for rates in _GPUS if rates.name in name), _GPUS[-1])
+    return (
+        found if fused else replace(found, encode_passes=50.0, decode_passes=20.0, pointwise_share=1.0, launch_s=5e-6)
+    )
 
 
 def recompute_s(node: fx.Node, rates: Rates) -> float:
@@ -63,15 +75,15 @@ def recompute_s(node: fx.Node, rates: Rates) -> float:
     flops = _flops(node)
     if flops:
         rate = rates.flops_per_s if vals[0].dtype.itemsize >= 4 else rates.half_flops_per_s
-        return flops / rate + (read + written) / rates.bytes_per_s
+        return rates.launch_s + flops / rate + (read + written) / rates.bytes_per_s
     if op_name(node) in REDUCTIONS:
-        return read / rates.bytes_per_s
-    return _FUSED * 2 * written / rates.bytes_per_s
+        return rates.launch_s + read / rates.bytes_per_s
+    return rates.launch_s + rates.pointwise_share * 2 * written / rates.bytes_per_s
 
 
-def step_s(*graphs: fx.GraphModule) -> float:
-    """Seconds to run every node of these graphs once."""
-    rates = rates_of(device_of(*graphs))
+def step_s(*graphs: fx.GraphModule, fused: bool = True) -> float:
+    """Seconds to run every node of these graphs once; `fused` as for `rates_of`."""
+    rates = rates_of(device_of(*graphs), fused=fused)
     return sum(recompute_s(node, rates) for gm in graphs for node in gm.graph.nodes)
 
 
@@ -81,15 +93,15 @@ def device_of(*graphs: fx.GraphModule) -> torch.device:
     return next((val.device for val in vals), torch.device("cpu"))
 
 
-def repeated_s(fw: fx.GraphModule, bw: fx.GraphModule) -> float:
+def repeated_s(fw: fx.GraphModule, bw: fx.GraphModule, *, fused: bool = True) -> float:
     """Seconds that a backward spends on computing once more what its forward has computed, codecs left out.
 
-    PyTorch gives what it computes twice the same name in both graphs.
+    PyTorch gives what it computes twice the same name in both graphs. `fused` as for `rates_of`.
     """
     codecs = find_codec_nodes(bw.graph)
     computed = {node.name for node in fw.graph.nodes if node.op == "call_function"}
     again = [node for node in bw.graph.nodes if node.op == "call_function" and node.name in computed]
-    rates = rates_of(device_of(fw, bw))
+    rates = rates_of(device_of(fw, bw), fused=fused)
     return sum(recompute_s(node, rates) for node in again if node not in codecs)
 
 

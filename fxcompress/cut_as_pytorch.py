@@ -5,7 +5,6 @@ left out of what it saves if that does not raise the rewritten pair's predicted 
 whole, where a decode is often fused away.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx
@@ -14,7 +13,7 @@ from fxcompress import compat
 from fxcompress.cut_to_budget import Cutter, Rewriter
 from fxcompress.errors import PlanError
 from fxcompress.options import Options
-from fxcompress.passes.cut_within import saved_nbytes
+from fxcompress.passes.estimate_cut import saved_nbytes
 from fxcompress.passes.find_cheap import find_cheap
 from fxcompress.pipeline import Result
 from fxcompress.plan import GraphPlan
@@ -32,12 +31,10 @@ class _Chooser:
     plain_saved_bytes: int | None = None
     found_cheap: bool = False
 
-    def choose(
-        self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]
-    ) -> list[fx.Node]:
+    def choose(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> list[fx.Node]:
         if self.compared and self.plain_saved_bytes is None:
-            self.plain_saved_bytes = saved_nbytes(torch_choice(False))
-        saved = torch_choice(True)
+            self.plain_saved_bytes = saved_nbytes(torch_choice(rebuild_more=False))
+        saved = torch_choice(rebuild_more=True)
         cheap = find_cheap(saved)
         self.found_cheap = bool(cheap)
         if not self.rebuild_cheap:

@@ -5,7 +5,6 @@ shows then (exact needs, the working memory of codecs) may put the peak above th
 more with a lower aim, then the next cuts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +14,8 @@ from fxcompress import compat
 from fxcompress.errors import BudgetError, PlanError
 from fxcompress.limits import Budget, budget_bytes
 from fxcompress.options import Options
-from fxcompress.passes.cut_within import Cut, Cuts, cut_within
+from fxcompress.passes.cut_within import Cuts, cut_within
+from fxcompress.passes.estimate_cut import Cut
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine
 from fxcompress.pipeline import Result
@@ -56,9 +56,7 @@ class Ranking:
         else:
             self.taken, self.excess_bytes = self.taken + 1, 0
 
-    def choose(
-        self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]
-    ) -> list[fx.Node]:
+    def choose(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> list[fx.Node]:
         if self.cuts is None:
             self._rank(joint, info, torch_choice)
         assert self.cuts is not None
@@ -66,7 +64,7 @@ class Ranking:
         # Every extraction starts from a copy of the joint graph.
         return [named[node.name] for node in self.cuts.ranked[self.taken].saved]
 
-    def _rank(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> None:
+    def _rank(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> None:
         gm = joint.owning_module
         assert gm is not None
         fused = self.options.inner == "inductor"

@@ -60,7 +60,15 @@ def own_budget(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, before:
     if options.budget is None:
         return None
     limit = budget_bytes(options.budget, before.peak_bytes)
-    return Budget(limit, limit, before.peak_bytes, before.peak_bytes, "as given", 0.0, costs.step_s(fw, bw))
+    return Budget(
+        limit,
+        limit,
+        before.peak_bytes,
+        before.peak_bytes,
+        "as given",
+        0.0,
+        costs.step_s(fw, bw, fused=options.inner == "inductor"),
+    )
 
 
 def fit_peak(

@@ -3,7 +3,7 @@
 `plain_partition` makes it, as a partitioner; `plain_step(cut, …)` says what a step under it needs. Read-only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.cut_to_budget import Cutter
 from fxcompress.facts import Peak
-from fxcompress.passes.cut_within import saved_nbytes
+from fxcompress.passes.estimate_cut import saved_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine, find_cut_peak
 
@@ -29,8 +29,8 @@ def plain_step(cut: Cutter, inner: str, num_fwd_outputs: int) -> PlainStep:
     """What a step needs under PyTorch's default cut, run by the inner compiler `inner`. No graph is extracted."""
     found: list[PlainStep] = []
 
-    def look(joint: fx.Graph, info: compat.NodeInfo, torch_choice: Callable[[bool], list[fx.Node]]) -> None:
-        saved, gm = torch_choice(False), joint.owning_module
+    def look(joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> None:
+        saved, gm = torch_choice(rebuild_more=False), joint.owning_module
         assert gm is not None
         peak = find_cut_peak(joint, saved, num_fwd_outputs, machine_of(gm, inner))
         found.append(PlainStep(saved_nbytes(saved), peak))
@@ -48,7 +48,7 @@ def plain_partition(
     **kwargs: Any,
 ) -> compat.Partition:
     """PyTorch's default cut as a partitioner."""
-    with compat.choosing_saved_values(lambda joint, info, torch_choice: torch_choice(False)):
+    with compat.choosing_saved_values(lambda joint, info, torch_choice: torch_choice(rebuild_more=False)):
         return compat.partition(
             gm,
             joint_inputs,

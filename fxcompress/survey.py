@@ -106,8 +106,9 @@ def _trace(case: Case, options: Options | None, inner: str) -> _Step:
         plans = ledger.reports()[known:]
         notes = _notes(plans[-1].decisions) if plans else {}
         listings.append((list_graph(fw, notes), list_graph(bw, {})))
-        seconds.append((costs.step_s(fw, bw), costs.repeated_s(fw, bw)))
-        rates.append(costs.rates_of(costs.device_of(fw, bw)))
+        fused = inner == "inductor"
+        seconds.append((costs.step_s(fw, bw, fused=fused), costs.repeated_s(fw, bw, fused=fused)))
+        rates.append(costs.rates_of(costs.device_of(fw, bw), fused=fused))
 
     unchanged = len(ledger.unchanged())
     run_once(*case, interpreting(partitioner_for(options, inner), inner, seen))

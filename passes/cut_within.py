@@ -1,54 +1,63 @@
 """Choose where to cut a joint graph so that the predicted peak fits a limit, at the least modelled time.
 
-`cut_within(joint, …)` makes PyTorch's own cuts and ours at a range of prices per byte (`find_cuts`), finds for each the
-cheapest representations that fit (`allocate` on its `lifetimes`), and ranks the cuts: those that fit by their seconds,
-then the others by their peak. What can be encoded is estimated here from operators and dtypes; the exact needs are
-known after the cut. Read-only.
+`cut_within(joint, …)` tries PyTorch's own cuts, at its memory budgets too, and ours (`find_cuts`): at a range of prices
+per byte; at two of them, the dearer one for what is made first; and at prices per moment, taken from where a cut so far
+has no room left. Each is fitted by `estimate_cut`, and the cuts are ranked: those that fit by their seconds, then the
+others by their peak. Read-only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 
-import torch
 from torch import fx
 
-from fxcompress import compat, costs
+from fxcompress import compat
 from fxcompress.options import Options
-from fxcompress.passes.alias import distinct_nbytes, nbytes_of, storage_key
-from fxcompress.passes.demand import is_statistic
-from fxcompress.passes.find_cuts import Way, find_cuts, tensor_of
-from fxcompress.passes.find_masked import find_masked
-from fxcompress.passes.find_rules import rule_for
-from fxcompress.passes.fit_budget import ERROR_WEIGHT, code_cost_s
-from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
+from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.estimate_cut import Cut, Estimate, Model, Sketch, make_model, saved_nbytes
+from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
-from fxcompress.passes.ops import is_random, is_view, op_name
-from fxcompress.passes.phases import Phase, cut_phases
-from fxcompress.passes.values import Known, find_values
-from fxcompress.solve.allocate import Option, allocate, lowest_peak
+from fxcompress.passes.price_moments import Moments, price_moments
+from fxcompress.solve.allocate import Allocation
 
-PRICES = tuple(4.0**exponent for exponent in range(-4, 6))
-"""Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves."""
-_RANDOM_PASSES = 8.0
-"""Generating random numbers again takes as long as this many passes over memory."""
+PRICES = tuple(4.0**exponent for exponent in (-1, 0, -2, 1, -3, 2, -4, 3, 4, 5))
+"""Prices per byte tried, in units of the step's time over the bytes that PyTorch's cut saves; the likeliest first."""
+WORK = 60_000
+"""Cuts of ours tried, times nodes of the graph."""
+FEWEST = 4
+"""Cuts of ours tried on graphs of more than `MOST_NODES`."""
+MEMORY_BUDGETS = (0.75, 0.5, 0.25)
+"""PyTorch's own memory budgets tried."""
+MOST_NODES = 4000
+"""On larger graphs those are not tried: PyTorch's partitioner takes seconds for each."""
+REFINEMENTS = 3
+"""Times that prices are halved beside the best one."""
+BISECTIONS = 4
+"""Places tried where the dearer of two prices ends."""
+ROUNDS = 6
+"""Rounds of prices per moment."""
+BEST = 3
+"""So many cuts are surely ranked right; what cannot be among them is not looked into."""
+MOMENT_PRICES = (0.5, 2.0, 8.0)
+"""Prices of the moments of a peak, in units of `PRICES`, where nothing fits."""
+Cost = Callable[[fx.Node, Way], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """One way to cut, with what it is predicted to need. `recompute_s` counts from PyTorch's own cut."""
+class Tried:
+    """A cut with its estimate and how that was fitted."""
 
-    name: str
-    saved: tuple[fx.Node, ...]
-    lowest_peak_bytes: int
-    recompute_s: float
-    code_s: float
-    fits: bool
+    cut: Cut
+    estimate: Estimate
+    fitted: Allocation
 
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """All cuts, the best first; what PyTorch's own saves, its peak, unencoded, and what it recomputes; modelled seconds
-    of the step."""
+    """The cuts tried, the best first; what PyTorch's saves, its peak, unencoded, and what it recomputes; modelled
+    seconds of the step."""
 
     ranked: tuple[Cut, ...]
     plain_saved_bytes: int
@@ -57,25 +66,10 @@ class Cuts:
     step_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What the estimates need of the joint graph."""
-
-    joint: fx.Graph
-    num_fwd_outputs: int
-    machine: Machine
-    rates: costs.Rates
-    seconds: Mapping[fx.Node, float]
-    step_s: float
-    packed: Mapping[fx.Node, tuple[int, float | None]]
-    """Per value that a codec takes: payload bytes and the width if it is lossy."""
-    error_s_per_byte: float
-
-
 def cut_within(
     gm: fx.GraphModule,
     info: compat.NodeInfo,
-    torch_choice: Callable[[bool], list[fx.Node]],
+    torch_choice: compat.TorchChoice,
     options: Options,
     limit_of: Callable[[int], int],
     num_fwd_outputs: int,
@@ -86,163 +80,166 @@ def cut_within(
     Args:
         gm: the joint graph.
         info: PyTorch's classification of its nodes.
-        torch_choice: what PyTorch saves, by whether it may rebuild more than by default.
+        torch_choice: what PyTorch saves.
         options: widths and floor of what may be encoded.
         limit_of: the limit in bytes, from the predicted peak of PyTorch's own cut.
         num_fwd_outputs: how many outputs of the joint graph are the user's.
         machine: how the graphs will be run.
     """
-    plain, relaxed = torch_choice(False), torch_choice(True)
-    model = _model(gm, plain, options, num_fwd_outputs, machine)
-    before = _peak_kept(model, plain)
-    limit = limit_of(before)
-    named = [("PyTorch's", plain), ("PyTorch's, rebuilding more", relaxed), *_own(model, info, plain)]
-    base_s = _recompute_s(model, *_phases(model, plain))
-    distinct = {frozenset(saved): (name, saved) for name, saved in reversed(named)}
-    cuts = [_evaluate(model, name, saved, limit, base_s) for name, saved in reversed(distinct.values())]
-    return Cuts(tuple(sorted(cuts, key=_rank)), saved_nbytes(plain), before, base_s, model.step_s)
+    plain = torch_choice(rebuild_more=False)
+    model = make_model(gm, plain, options, num_fwd_outputs, machine)
+    first = model.sketch("PyTorch's", plain).estimate()
+    before = first.peak_kept()
+    limit, base_s = limit_of(before), first.sketch.recompute_s
+    own = _fitted(first, limit, base_s)
+    small = len(gm.graph.nodes) <= MOST_NODES
+    count = WORK // len(gm.graph.nodes) if small else FEWEST
+    search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count)
+    search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
+    if small:
+        once = compat.recompute_rules(gm.graph, info).fixed
+        for budget in MEMORY_BUDGETS:
+            saved = torch_choice(rebuild_more=False, memory_budget=budget)
+            if not _draws_again(model.sketch("", saved), once):
+                search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)
+    try:
+        network = build_network(gm.graph, info, model.ways(), model.seconds)
+        search.try_prices(network, own, model.step_s / max(_plain_nbytes(plain), 1))
+        if not machine.fused:
+            # Interpreted codecs are so dear that no one price pays for many; where nothing else fits, they must be.
+            like = make_model(gm, plain, options, num_fwd_outputs, Machine(True))
+            compiled = build_network(gm.graph, info, like.ways(), like.seconds)
+            search.try_bytes(compiled, like.step_s / max(_plain_nbytes(plain), 1), ", priced as if compiled")
+    except ValueError:
+        pass  # Symbolic sizes and opaque values are PyTorch's to place.
+    return Cuts(tuple(sorted(search.found.values(), key=_rank)), saved_nbytes(plain), before, base_s, model.step_s)
 
 
-def saved_nbytes(saved: Sequence[fx.Node]) -> int:
-    """Bytes of the distinct storages among values to save."""
-    return distinct_nbytes([node for node in saved if isinstance(node.meta.get("val"), torch.Tensor)])
+def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
+    """Whether the backward computes again what may run only once: at a memory budget, PyTorch redraws dropout masks."""
+    return any(node in once for node in sketch.backward.nodes if node in sketch.forward.members)
+
+
+def _plain_nbytes(plain: Sequence[fx.Node]) -> int:
+    return sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
 
 
 def _rank(cut: Cut) -> tuple[bool, float]:
-    return not cut.fits, cut.recompute_s + cut.code_s if cut.fits else float(cut.lowest_peak_bytes)
+    return not cut.fits, cut.seconds if cut.fits else float(cut.lowest_peak_bytes)
 
 
-def _own(model: _Model, info: compat.NodeInfo, plain: Sequence[fx.Node]) -> list[tuple[str, list[fx.Node]]]:
-    """Our cuts, from cheap bytes to dear ones; symbolic sizes and opaque values are PyTorch's to place."""
-    bytes_saved = sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
-    unit = model.step_s / max(bytes_saved, 1)
-    ways = {node: _ways(model, node) for node in model.joint.nodes if node.op != "output"}
-    prices = [unit * price for price in PRICES]
-    try:
-        cuts = find_cuts(model.joint, info, ways, model.seconds, prices)
-    except ValueError:
-        return []
-    return [(f"ours at {price:g}", cut) for price, cut in zip(PRICES, cuts, strict=True)]
+def _beside_best(tried: Mapping[float, Cut | None]) -> list[tuple[float, float]]:
+    """The best price with the next lower one, and with the next higher one."""
+    prices = sorted(tried)
+    known = [(cut, price) for price in prices if (cut := tried[price]) is not None]
+    best = min(known, key=lambda item: _rank(item[0]), default=(None, prices[0]))[1]
+    return [(low, high) for low, high in pairwise(prices) if best in (low, high)]
 
 
-def _model(
-    gm: fx.GraphModule, plain: Sequence[fx.Node], options: Options, num_fwd_outputs: int, machine: Machine
-) -> _Model:
-    device = next((val.device for node in plain if (val := tensor_of(node)) is not None), torch.device("cpu"))
-    rates = costs.rates_of(device)
-    seconds = {node: _seconds(node, rates) for node in gm.graph.nodes if node.op == "call_function"}
-    values, masked = find_values(gm), find_masked(gm)
-    packed = {}
-    for node in gm.graph.nodes:
-        size = None if node in masked else _packed(node, values, options)
-        if size is not None:
-            packed[node] = size
-    step_s = sum(seconds.values())
-    total = sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
-    error = ERROR_WEIGHT * step_s / max(total, 1)
-    return _Model(gm.graph, num_fwd_outputs, machine, rates, seconds, step_s, packed, error)
+def _fitted(estimate: Estimate, limit_bytes: int, base_s: float) -> Tried:
+    fitted, sketch = estimate.fit(limit_bytes), estimate.sketch
+    extra_s = sketch.recompute_s - base_s
+    cut = Cut(sketch.name, sketch.saved, estimate.lowest_peak(), extra_s, fitted.cost, fitted.fits)
+    return Tried(cut, estimate, fitted)
 
 
-def _seconds(node: fx.Node, rates: costs.Rates) -> float:
-    val = tensor_of(node)
-    if is_random(node) and val is not None:
-        return _RANDOM_PASSES * nbytes_of(val) / rates.bytes_per_s
-    return costs.recompute_s(node, rates)
+@dataclass(slots=True)
+class _Search:
+    """The cuts tried so far, by what they save; the best of them and the last."""
+
+    model: Model
+    limit_bytes: int
+    base_s: float
+    best: Tried
+    last: Tried
+    found: dict[frozenset[fx.Node], Cut]
+    left: int
+    """How many cuts may still be made."""
+
+    def try_own(self, name: str, cut: Callable[[], list[fx.Node]]) -> Cut | None:
+        """Make and evaluate a cut; None also where none is left to make."""
+        self.left -= 1
+        return self.try_cut(name, cut()) if self.left >= 0 else None
+
+    def try_cut(self, name: str, saved: Sequence[fx.Node]) -> Cut | None:
+        """Evaluate a cut; None where `BEST` others cost less than its recomputing alone."""
+        known = self.found.get(frozenset(saved))
+        if known is not None:
+            return known
+        sketch = self.model.sketch(name, saved)
+        better = sum(cut.fits and cut.seconds <= sketch.recompute_s - self.base_s for cut in self.found.values())
+        if better >= BEST:
+            return None
+        self.last = _fitted(sketch.estimate(), self.limit_bytes, self.base_s)
+        self.found[frozenset(saved)] = self.last.cut
+        if _rank(self.last.cut) < _rank(self.best.cut):
+            self.best = self.last
+        return self.last.cut
+
+    def try_prices(self, network: CutNetwork, own: Tried, unit: float) -> None:
+        """Our cuts; `own` is PyTorch's, and `unit` a price of 1, in seconds per byte."""
+        moment = price_moments(own.estimate, [(own.estimate.peak_slot(own.fitted.chosen), unit)])
+        self.try_bytes(network, unit, "")
+        self._sweep(
+            network, " at the peak", lambda price: lambda node, way: way.seconds + price * moment.holding_s(node, way)
+        )
+        self._by_moment(network, unit)
+
+    def try_bytes(self, network: CutNetwork, unit: float, label: str) -> None:
+        """Cuts at one price for every byte; `unit` is a price of 1."""
+        self._sweep(network, label, lambda price: lambda node, way: way.seconds + unit * price * way.nbytes)
+
+    def _sweep(self, network: CutNetwork, label: str, cost_at: Callable[[float], Cost]) -> None:
+        """Cut at a range of prices, then at finer ones beside the best, then at two of them."""
+
+        def try_price(price: float) -> Cut | None:
+            return self.try_own(f"ours at {price:.3g}{label}", lambda: network.cut(cost_at(price)))
+
+        tried = {price: try_price(price) for price in PRICES}
+        for _ in range(REFINEMENTS):
+            for low, high in _beside_best(tried):
+                middle = (low * high) ** 0.5
+                tried[middle] = try_price(middle)
+        for low, high in _beside_best(tried):
+            self._between(network, f"ours at {low:.3g}{label}, {{:.0%}} at {high:.3g}", cost_at(low), cost_at(high))
+
+    def _between(self, network: CutNetwork, name: str, cheap: Cost, dear: Cost) -> None:
+        """Let what is made first pay the higher price: it is computed again last, when the memory is free."""
+        nodes = [node for node in self.model.joint.nodes if node.op == "call_function"]
+        place = {node: i / len(nodes) for i, node in enumerate(nodes)}
+        share, step = 0.25, 0.125
+        for _ in range(BISECTIONS):
+
+            def cost(node: fx.Node, way: Way, share: float = share) -> float:
+                return (dear if place.get(node, 0.0) < share else cheap)(node, way)
+
+            cut = self.try_own(name.format(share), functools.partial(network.cut, cost))
+            share += -step if cut is None or cut.fits else step
+            step /= 2
+
+    def _by_moment(self, network: CutNetwork, unit: float) -> None:
+        """Price the moments at which a cut is short, and cut by the mean of the prices so far.
+
+        Of the best cut, if it fits, those at which its representations are bound; else that of the last cut's peak.
+        """
+        for price in MOMENT_PRICES:
+            moments: list[Moments] = []
+            current = self.best
+            for number in range(ROUNDS):
+                fits, fitted = current.cut.fits, current.fitted
+                peak = (current.estimate.peak_slot(fitted.chosen), unit * price)
+                moments.append(price_moments(current.estimate, fitted.prices if fits else [peak]))
+                name = f"ours at {price:g} by moment, round {number + 1}"
+                self.try_own(name, functools.partial(_cut_by, network, moments))
+                current = self.best if self.best.cut.fits else self.last
+            if self.best.cut.fits or self.left <= 0:
+                return
 
 
-def _packed(node: fx.Node, values: Known, options: Options) -> tuple[int, float | None] | None:
-    """Payload bytes of a value under the options, and the width if lossy; None if no codec takes it."""
-    val = tensor_of(node)
-    if node.op != "call_function" or val is None or nbytes_of(val) < options.min_bytes:
-        return None
-    ruled = rule_for(node, options)
-    if ruled.keep:
-        return None
-    numel = nbytes_of(val) // val.element_size()
-    known = values.get(node)
-    if known is not None and known.finite:
-        size = numel * max((known.count - 1).bit_length(), 1) // 8
-        return (size, None) if size < nbytes_of(val) else None
-    if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node):
-        return None
-    bits = float(max(ruled.options.bits, ruled.options.operand_bits))
-    size = int(numel * (bits / 8 + 4 / 128))
-    return (size, bits) if size < nbytes_of(val) else None
-
-
-def _ways(model: _Model, node: fx.Node) -> tuple[Way, ...]:
-    """How a value could be saved: as it is, or encoded; views are not saved, only what they view."""
-    val = node.meta.get("val")
-    if node.op == "placeholder":
-        return (Way(0.0, 0),)
-    if isinstance(val, torch.SymInt) or not isinstance(val, (torch.Tensor, tuple, list, torch.SymFloat, torch.SymBool)):
-        return (Way(0.0, 1),)
-    tensor = tensor_of(node)
-    if tensor is None or (is_view(node) and not _is_element(node)):
-        return ()
-    nbytes = nbytes_of(tensor)
-    if node not in model.packed:
-        return (Way(0.0, nbytes),)
-    size, bits = model.packed[node]
-    cost = code_cost_s(nbytes, size, bits, model.error_s_per_byte * nbytes, model.rates)
-    return (Way(0.0, nbytes), Way(cost, size))
-
-
-def _is_element(node: fx.Node) -> bool:
-    """A tensor taken from an operator's tuple of results, which is no view of anything saved otherwise."""
-    source = node.args[0]
-    return op_name(node) == "getitem" and isinstance(source, fx.Node) and not is_view(source)
-
-
-def _phases(model: _Model, saved: Sequence[fx.Node]) -> tuple[Phase, Phase]:
-    return cut_phases(model.joint, saved, model.num_fwd_outputs)
-
-
-def _recompute_s(model: _Model, forward: Phase, backward: Phase) -> float:
-    return sum(model.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members)
-
-
-def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> list[Group]:
-    """Saved storages that the caller does not hold."""
-    held = {storage_key(node) for node in (*forward.inputs, *forward.returned[:num_fwd_outputs])}
-    found: dict[int, list[fx.Node]] = {}
-    for node in saved:
-        key = storage_key(node)
-        if key is not None and key not in held:
-            found.setdefault(key, []).append(node)
-    return [Group(tuple(nodes), tuple(nodes)) for nodes in found.values()]
-
-
-def _peak_kept(model: _Model, saved: Sequence[fx.Node]) -> int:
-    forward, backward = _phases(model, saved)
-    groups = _groups(saved, forward, _user_count(model))
-    lifetimes = find_lifetimes(forward, backward, groups, model.machine)
-    kept = [[Option(0.0, tuple(lifetime.kept()))] for lifetime in lifetimes.storages]
-    return lowest_peak(kept, lifetimes.rest_bytes)
-
-
-def _user_count(model: _Model) -> int:
-    """User outputs that are nodes: `Phase.returned` leaves others out."""
-    (end,) = model.joint.find_nodes(op="output")
-    return sum(isinstance(item, fx.Node) for item in end.args[0][: model.num_fwd_outputs])
-
-
-def _evaluate(model: _Model, name: str, saved: Sequence[fx.Node], limit: int, base_s: float) -> Cut:
-    forward, backward = _phases(model, saved)
-    groups = _groups(saved, forward, _user_count(model))
-    lifetimes = find_lifetimes(forward, backward, groups, model.machine)
-    items = [_options(model, group, lifetime) for group, lifetime in zip(groups, lifetimes.storages, strict=True)]
-    found = allocate(items, lifetimes.rest_bytes, limit)
-    lowest = lowest_peak(items, lifetimes.rest_bytes)
-    extra = _recompute_s(model, forward, backward) - base_s
-    return Cut(name, tuple(saved), lowest, extra, found.cost, found.fits)
-
-
-def _options(model: _Model, group: Group, lifetime: Lifetime) -> list[Option]:
-    keep = Option(0.0, tuple(lifetime.kept()))
-    known = next((model.packed[node] for node in group.given if node in model.packed), None)
-    if known is None:
-        return [keep]
-    size, bits = known
-    cost = code_cost_s(lifetime.nbytes, size, bits, model.error_s_per_byte * lifetime.nbytes, model.rates)
-    return [keep, Option(cost, tuple(lifetime.encoded(size, interpreted=not model.machine.fused)))]
+def _cut_by(network: CutNetwork, moments: Sequence[Moments]) -> list[fx.Node]:
+    """The cut at the mean of several prices of moments."""
+    share = 1 / len(moments)
+    return network.cut(
+        lambda node, way: way.seconds + share * sum(item.holding_s(node, way) for item in moments),
+        lambda node: share * sum(item.again_s(node) for item in moments),
+    )

@@ -196,12 +196,19 @@ def _is_leaf_product(node: fx.Node, user: fx.Node, finishing: set[fx.Node]) -> b
     return op_name(user) in PRODUCTS and user in finishing
 
 
-def is_statistic(node: fx.Node) -> bool:
+def is_statistic(node: fx.Node, known: dict[fx.Node, bool] | None = None) -> bool:
     """Mean, rstd, maximum, log-sum-exp, log-probabilities, random state: small or precise values that are kept.
 
     True for auxiliary results of normalizations and attention kernels, and for what only pointwise operators make of
-    reductions to an eighth of their input or less.
+    reductions to an eighth of their input or less. `known` remembers answers, for who asks about many nodes.
     """
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = _is_statistic(node, known)
+    return known[node]
+
+
+def _is_statistic(node: fx.Node, known: dict[fx.Node, bool]) -> bool:
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         if is_attention(source):
@@ -219,7 +226,7 @@ def is_statistic(node: fx.Node) -> bool:
         node.op == "call_function"
         and bool(same)
         and op_name(node) not in PRODUCTS - {"mul"}
-        and all(map(is_statistic, same))
+        and all(is_statistic(arg, known) for arg in same)
     )
 
 

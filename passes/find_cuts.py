@@ -1,13 +1,14 @@
-"""Cut a joint graph into forward and backward by the price of a byte.
+"""Cut a joint graph into forward and backward by what bytes cost.
 
 Every value that the backward can be computed from is either saved, in the cheapest of its representations, or computed
 again from values that are. Splitting each node into an entry and an exit makes the best choice a minimum cut: the edge
-between them costs what saving costs, the edge from the source to the entry what computing it again costs. `find_cuts`
-solves it exactly for each price of a byte, from "bytes are free" to "seconds are". Legality is PyTorch's
-(`compat.recompute_rules`): random operators, collectives and whatever it must save are never run twice. Read-only.
+between them costs what saving costs, the edge from the source to the entry what computing it again costs.
+`build_network` makes the network, whose `cut` solves it exactly for any prices: one for every byte, from "bytes are
+free" to "seconds are", or one for each value. Legality is PyTorch's (`compat.recompute_rules`): random operators,
+collectives and whatever it must save are never run twice. Read-only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,14 @@ _RESOLUTION = 1 << 44
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to save a value: what it costs in seconds of step time, and in bytes held."""
+    """One way to save a value: what it costs in seconds of step time, and in bytes held.
+
+    If it is encoded, `working_nbytes` are what the encode and the decode take besides.
+    """
 
     seconds: float
     nbytes: int
+    working_nbytes: tuple[int, int] | None = None
 
 
 Ways = Mapping[fx.Node, tuple[Way, ...]]
@@ -34,57 +39,56 @@ Ways = Mapping[fx.Node, tuple[Way, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Edges:
-    """The network, and for each node that may be saved the number of the edge which does it."""
+class CutNetwork:
+    """The network of one joint graph, for any number of cuts.
+
+    `saving` and `recomputing` number the edges that stand for it, per value that may be saved or computed again.
+    """
 
     network: FlowNetwork
+    ways: Ways
+    recompute_s: Mapping[fx.Node, float]
     saving: dict[fx.Node, int]
     recomputing: dict[fx.Node, int]
 
+    def cut(
+        self, cost: Callable[[fx.Node, Way], float], again_s: Callable[[fx.Node], float] = lambda node: 0.0
+    ) -> list[fx.Node]:
+        """The cheapest values to save, in the order of the graph.
 
-def find_cuts(
-    joint: fx.Graph,
-    info: compat.NodeInfo,
-    ways: Ways,
-    recompute_s: Mapping[fx.Node, float],
-    prices: Sequence[float],
-) -> list[list[fx.Node]]:
-    """The values to save at each price, in the order of the graph.
+        Args:
+            cost: of saving a value in one of its ways, in seconds, what bytes are worth included.
+            again_s: of computing a value again, beyond the time that it takes.
+
+        Raises:
+            ValueError: no set of saved values is legal.
+        """
+        costs = {node: min(cost(node, way) for way in self.ways[node]) for node in self.saving}
+        again = {node: self.recompute_s.get(node, 0.0) + again_s(node) for node in self.recomputing}
+        unit = max([*costs.values(), *again.values(), 1e-30]) / _RESOLUTION
+        for node, number in self.saving.items():
+            # Among equal costs the cut nearest the source is found: prefer few values over many.
+            self.network.capacity[number] = round(costs[node] / unit) + 1
+        for node, number in self.recomputing.items():
+            self.network.capacity[number] = round(again[node] / unit)
+        _, near = minimum_cut(self.network, SOURCE, SINK)
+        return [node for node, number in self.saving.items() if _is_cut(self.network, number, near)]
+
+
+def build_network(
+    joint: fx.Graph, info: compat.NodeInfo, ways: Ways, recompute_s: Mapping[fx.Node, float]
+) -> CutNetwork:
+    """Build the network.
 
     Args:
         joint: the joint graph.
         info: PyTorch's classification of its nodes.
         ways: how each value could be saved.
         recompute_s: seconds to compute a value once more; what has no entry is free.
-        prices: seconds per byte, one cut each.
-
-    Raises:
-        ValueError: no set of saved values is legal.
     """
-    edges = _build(joint, info, ways, recompute_s)
-    cuts = []
-    for price in prices:
-        costs = {node: min(way.seconds + price * way.nbytes for way in ways[node]) for node in edges.saving}
-        again = {node: recompute_s.get(node, 0.0) for node in edges.recomputing}
-        unit = max([*costs.values(), *again.values(), 1e-30]) / _RESOLUTION
-        for node, number in edges.saving.items():
-            # Among equal costs the cut nearest the source is found: prefer few values over many.
-            edges.network.capacity[number] = round(costs[node] / unit) + 1
-        for node, number in edges.recomputing.items():
-            edges.network.capacity[number] = round(again[node] / unit)
-        _, near = minimum_cut(edges.network, SOURCE, SINK)
-        cuts.append([node for node, number in edges.saving.items() if _is_cut(edges.network, number, near)])
-    return cuts
-
-
-def _is_cut(network: FlowNetwork, number: int, near: list[bool]) -> bool:
-    return near[network.heads[number ^ 1]] and not near[network.heads[number]]
-
-
-def _build(joint: fx.Graph, info: compat.NodeInfo, ways: Ways, recompute_s: Mapping[fx.Node, float]) -> _Edges:
     nodes = [node for node in joint.nodes if node.op != "output"]
     entry = {node: 2 * i + 2 for i, node in enumerate(nodes)}
-    edges = _Edges(FlowNetwork(2 * len(nodes) + 2), {}, {})
+    edges = CutNetwork(FlowNetwork(2 * len(nodes) + 2), ways, recompute_s, {}, {})
     rules = compat.recompute_rules(joint, info)
     for node in nodes:
         if node in rules.backward or node in rules.forced:
@@ -103,6 +107,10 @@ def _build(joint: fx.Graph, info: compat.NodeInfo, ways: Ways, recompute_s: Mapp
             if user.op != "output":
                 edges.network.add_edge(entry[node] + 1, entry[user], INFINITE)
     return edges
+
+
+def _is_cut(network: FlowNetwork, number: int, near: list[bool]) -> bool:
+    return near[network.heads[number ^ 1]] and not near[network.heads[number]]
 
 
 def tensor_of(node: fx.Node) -> torch.Tensor | None:

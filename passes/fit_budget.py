@@ -12,12 +12,15 @@ from torch import fx
 from fxcompress import codecs, costs
 from fxcompress.passes.alias import Storage
 from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes
+from fxcompress.passes.codec_memory import working_sizes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
 from fxcompress.plan import KEEP, Decision, Param
-from fxcompress.solve.allocate import Option, allocate, lowest_peak
+from fxcompress.solve.allocate import allocate
+from fxcompress.solve.repair import lowest_peak
+from fxcompress.solve.slots import Option
 
 ERROR_WEIGHT = 10.0
 """Steps that a relative gradient variance of 1 is worth: an error of 10 % (a variance of 0.01) costs a tenth of one."""
@@ -74,7 +77,7 @@ def fit_budget(
     total = sum(encodings[s.root].storage.nbytes for s in free if s.root in encodings)
     ways = [_ways(encodings.get(storage.root)) for storage in free]
     items = [
-        [_option(way, lifetime, machine, ERROR_WEIGHT * step_s / max(total, 1)) for way in options]
+        [option_of(way, lifetime, machine, ERROR_WEIGHT * step_s / max(total, 1)) for way in options]
         for options, lifetime in zip(ways, lifetimes.storages, strict=True)
     ]
     found = allocate(items, lifetimes.rest_bytes, limit_bytes)
@@ -107,15 +110,17 @@ def _ways(encoding: Encoding | None) -> list[Encoding | None]:
     return [None, replace(encoding, codec=codecs.make("affine", **wide)), encoding]
 
 
-def _option(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_s_per_byte: float) -> Option:
+def option_of(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_s_per_byte: float = 0.0) -> Option:
+    """Keeping a storage (None) or encoding it, as an option of the allocation: modelled seconds, and live bytes."""
     if way is None:
         return Option(0.0, tuple(lifetime.kept()))
     val = way.source.meta["val"]
     packed = encoded_nbytes(way.codec, way.order, val.dtype)
     bits = None if way.codec.contract.kind == "exact" else way.codec.bits
-    rates = costs.rates_of(val.device)
+    rates = costs.rates_of(val.device, fused=machine.fused)
     seconds = code_cost_s(lifetime.nbytes, packed, bits, error_s_per_byte * lifetime.nbytes, rates)
-    return Option(seconds, tuple(lifetime.encoded(packed, interpreted=not machine.fused)))
+    working = None if machine.fused else working_sizes(way.codec, val.dtype)
+    return Option(seconds, tuple(lifetime.encoded(packed, working)))
 
 
 def _narrowed(choice: Choice, taken: dict[fx.Node, Encoding | None]) -> Choice:

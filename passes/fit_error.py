@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fxcompress import codecs, costs
+from fxcompress import codecs
 from fxcompress.error_table import GraphErrors
 from fxcompress.errors import AccuracyError, BudgetError, PlanError
 from fxcompress.facts import SavedTensor
@@ -18,14 +18,14 @@ from fxcompress.options import Options
 from fxcompress.passes.alias import Storage
 from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes, strictest
 from fxcompress.passes.find_rules import find_rules
-from fxcompress.passes.fit_budget import code_cost_s, groups_of
-from fxcompress.passes.lifetimes import Lifetime, find_lifetimes
+from fxcompress.passes.fit_budget import groups_of, option_of
+from fxcompress.passes.lifetimes import find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
 from fxcompress.passes.pick_codec import pick_codec
 from fxcompress.plan import KEEP, Accuracy, Decision, Param
-from fxcompress.solve.allocate import Option, lowest_peak
 from fxcompress.solve.error_limit import Chosen, Way, cheapest, within_peak
+from fxcompress.solve.repair import lowest_peak
 
 WIDTHS = (8, 4, 2)
 """Bits that are tried, where a storage's need class admits them."""
@@ -162,7 +162,7 @@ def _within(
 ) -> tuple[Chosen, int]:
     lifetimes = find_lifetimes(phase_of(peak.fw), phase_of(peak.bw), groups_of(peak.fw, peak.bw, free), peak.machine)
     items = [
-        [_option(candidate, lifetime, peak.machine) for candidate in own]
+        [option_of(candidate.encoding, lifetime, peak.machine) for candidate in own]
         for own, lifetime in zip(candidates, lifetimes.storages, strict=True)
     ]
     errors = [[candidate.rel_error**2 for candidate in own] for own in candidates]
@@ -181,16 +181,6 @@ def _within(
             rel_error=lowest,
         )
     return found, lowest_bytes
-
-
-def _option(candidate: Candidate, lifetime: Lifetime, machine: Machine) -> Option:
-    if candidate.encoding is None:
-        return Option(0.0, tuple(lifetime.kept()))
-    packed, codec = _nbytes(candidate.encoding), candidate.encoding.codec
-    bits = None if codec.contract.kind == "exact" else codec.bits
-    rates = costs.rates_of(candidate.encoding.source.meta["val"].device)
-    seconds = code_cost_s(lifetime.nbytes, packed, bits, 0.0, rates)
-    return Option(seconds, tuple(lifetime.encoded(packed, interpreted=not machine.fused)))
 
 
 def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decision:

@@ -52,7 +52,9 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
 
 
 def _side_by_side(one: Step, other: Step) -> bool:
-    if not (one.in_place and one.made and len({size for _, size in one.made + other.made}) == 1):
+    if not (one.in_place and one.made and one.made[0][1] == other.made[0][1]):
+        return False
+    if len({size for _, size in one.made + other.made}) > 1:
         return False
     return not set(other.read).isdisjoint((*one.read, *(key for key, _ in one.made)))
 
@@ -62,7 +64,11 @@ def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]
     readers = Counter(key for step in steps for key in step.read)
     kept = []
     for step in steps:
-        inner = {key for key, _ in step.made if key in step.read and readers[key] == 1} - returned
+        own = set(step.read)
+        inner = {key for key, _ in step.made if readers[key] == 1 and key in own} - returned
+        if not inner:
+            kept.append(step)
+            continue
         made = tuple(item for item in step.made if item[0] not in inner)
         kept.append(replace(step, made=made, read=tuple(key for key in step.read if key not in inner)))
     return kept

@@ -18,9 +18,6 @@ from fxcompress.passes.liveness import Machine, buffers_of, find_steps, is_fused
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.phases import Phase
 
-INTERPRETED_ENCODE, INTERPRETED_DECODE = 5, 2
-"""Temporaries of a codec that is not compiled, in sizes of the tensor, beside the tensor itself (measured)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -45,12 +42,19 @@ class Lifetime:
         """Live bytes as `(first slot, last slot, bytes)` if it is saved as it is."""
         return [(self.made, self.last_backward, self.nbytes)]
 
-    def encoded(self, packed_bytes: int, *, interpreted: bool) -> list[tuple[int, int, int]]:
-        """The same if its payload of `packed_bytes` is saved; `interpreted`: codecs run operator by operator."""
+    def encoded(self, packed_bytes: int, working: tuple[float, float] | None = None) -> list[tuple[int, int, int]]:
+        """The same if its payload of `packed_bytes` is saved.
+
+        Args:
+            packed_bytes: of the payload.
+            working: where codecs are interpreted, what an encode and a decode take besides, in sizes of the storage
+                (`codec_memory`); None where they are compiled.
+        """
         whole = [(self.made, self.last_forward, self.nbytes)]
-        if interpreted:
-            whole.append((self.made, self.made, INTERPRETED_ENCODE * self.nbytes))
-            whole.append((self.first_backward, self.first_backward, INTERPRETED_DECODE * self.nbytes))
+        if working is not None:
+            encode, decode = (int(share * self.nbytes) for share in working)
+            whole.append((self.made, self.made, encode))
+            whole.append((self.first_backward, self.first_backward, decode))
         elif self.decoded_inline:
             return [*whole, (self.made, self.last_backward, packed_bytes)]
         again = (self.first_backward, self.last_backward, self.nbytes)
@@ -59,10 +63,15 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """`rest_bytes`: live bytes per slot without the saved storages; `storages` in the order of the groups."""
+    """`rest_bytes`: live bytes per slot without the saved storages; `storages` in the order of the groups.
+
+    `names` is the step of each slot, by its first node; from slot `turn` on they are the backward's.
+    """
 
     rest_bytes: tuple[int, ...]
     storages: tuple[Lifetime, ...]
+    names: tuple[str, ...]
+    turn: int
 
 
 def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], machine: Machine) -> Lifetimes:
@@ -90,7 +99,7 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
         _lifetime(group, keys, in_forward, _join(in_backward, others, end, len(first)), backward)
         for group, keys, others in zip(groups, given, taken, strict=True)
     ]
-    return Lifetimes(rest, tuple(storages))
+    return Lifetimes(rest, tuple(storages), tuple(name for name, _ in before + after), len(first))
 
 
 Spans = dict[Buffer, tuple[int, int]]

@@ -1,5 +1,6 @@
 """The operator vocabulary that several passes share: names, views, reductions, discontinuities."""
 
+import functools
 import operator
 
 import torch
@@ -46,9 +47,11 @@ REDUCTIONS = frozenset("sum mean var var_mean amax amin prod logsumexp std std_m
 
 def op_name(node: fx.Node) -> str:
     """Bare operator name: `add` for aten.add.Tensor; else the function's name; the op kind for placeholders."""
-    target = node.target
-    if node.op != "call_function":
-        return node.op
+    return _target_name(node.target) if node.op == "call_function" else node.op
+
+
+@functools.cache
+def _target_name(target: object) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.rpartition("::")[2]
     return str(getattr(target, "__name__", target))

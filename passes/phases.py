@@ -86,6 +86,9 @@ def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
     ordered = sorted(backward, key=order.__getitem__)
     start = next((i for i, node in enumerate(ordered) if any(map(_is_tangent, node.all_input_nodes))), 0)
     for node in ordered[start:] + ordered[:start]:
+        if all(item in placed or item not in backward for item in node.all_input_nodes):
+            placed[node] = None
+            continue
         missing = _needed([node], lambda item: item in placed or item not in backward)
         placed.update(dict.fromkeys(sorted(missing, key=order.__getitem__)))
     return list(placed)

@@ -154,3 +154,21 @@ def test_budgets_are_read(given: object, read: object) -> None:
 def test_wrong_budgets_are_refused(wrong: object) -> None:
     with pytest.raises(OptionError, match="budget"):
         Options(budget=wrong)  # type: ignore[arg-type]
+
+
+def test_a_budget_never_draws_dropout_masks_again() -> None:
+    """PyTorch's cuts at its own memory budgets do: their gradients belong to other masks than the forward's."""
+
+    def gradients(options: dict[str, Any]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.GELU()) for _ in range(4)))
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="actcomp", options={"inner": "aot_eager", "lossy": False, **options})
+        x = torch.randn(BATCH, 64)
+        torch.manual_seed(1)
+        compiled(x).square().mean().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    plain = gradients({})
+    for budget in ("90%", "80%"):
+        assert all(torch.equal(a, b) for a, b in zip(gradients({"budget": budget}), plain, strict=True))

@@ -19,6 +19,7 @@ from fxcompress.compat.partitioner import Chooser as Chooser
 from fxcompress.compat.partitioner import NodeInfo as NodeInfo
 from fxcompress.compat.partitioner import Partition as Partition
 from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
+from fxcompress.compat.partitioner import TorchChoice as TorchChoice
 from fxcompress.compat.partitioner import ask_what_to_save as ask_what_to_save
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
 from fxcompress.compat.partitioner import partition as partition

@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from torch import fx
@@ -40,8 +41,20 @@ def partition(
 
 NodeInfo = Any
 """`partitioners.NodeInfo`: PyTorch's classification of a joint graph's nodes; read in 2.11, run in 2.13."""
-Chooser = Callable[[fx.Graph, NodeInfo, Callable[[bool], list[fx.Node]]], list[fx.Node]]
-"""`(joint graph, classification, PyTorch's choice) -> values to save`; that choice takes whether to rebuild more."""
+
+
+class TorchChoice(Protocol):
+    """What PyTorch itself would save.
+
+    `rebuild_more`: more than its default rebuilds. `memory_budget`: its `activation_memory_budget`, from 0, rebuild
+    all, to 1; None: as configured.
+    """
+
+    def __call__(self, *, rebuild_more: bool, memory_budget: float | None = None) -> list[fx.Node]: ...
+
+
+Chooser = Callable[[fx.Graph, NodeInfo, TorchChoice], list[fx.Node]]
+"""`(joint graph, classification, PyTorch's choice) -> values to save`."""
 
 
 @contextlib.contextmanager
@@ -49,16 +62,22 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
     """Let `chooser` answer when PyTorch's partitioner asks what to save.
 
     Patches `partitioners.choose_saved_values_set(joint_graph, node_info, memory_budget)`: run in 2.13, read in 2.11.
+    Its answers at several memory budgets share minimum cuts, each of which is made once.
     """
     from torch._functorch import config, partitioners
 
     original = partitioners.choose_saved_values_set
 
     def choose(joint_graph: fx.Graph, node_info: NodeInfo, memory_budget: float = 1) -> list[fx.Node]:
-        def torch_choice(rebuild_more: bool) -> list[fx.Node]:
-            patched = config.patch(recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more)
-            with patched, _cutting_fast():
-                return list(original(joint_graph, node_info, memory_budget=memory_budget))
+        configured, known = memory_budget, _Remembering(partitioners.solve_min_cut)
+
+        def torch_choice(*, rebuild_more: bool, memory_budget: float | None = None) -> list[fx.Node]:
+            budget = configured if memory_budget is None else memory_budget
+            rebuilding = config.patch(
+                recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more
+            )
+            with rebuilding, patch.object(partitioners, "solve_min_cut", known), _cutting_fast():
+                return list(original(joint_graph, node_info, memory_budget=budget))
 
         return chooser(joint_graph, node_info, torch_choice)
 
@@ -108,6 +127,22 @@ def ask_what_to_save(cut: Callable[..., Partition], listener: Callable[..., obje
 
     with contextlib.suppress(_Answered), choosing_saved_values(choose):
         cut(rebuild_more=True)
+
+
+class _Remembering:
+    """`partitioners.solve_min_cut` for one graph, which remembers its answers by its rules and its configuration."""
+
+    def __init__(self, solve: Callable[..., Any]) -> None:
+        self._solve = solve
+        self._known: dict[object, Any] = {}
+
+    def __call__(self, joint_graph: fx.Graph, node_info: NodeInfo, rules: Any, dont_ban: Any = None) -> Any:
+        from torch._functorch import config
+
+        key = (repr(rules), config.recompute_views, frozenset(dont_ban or ()))
+        if key not in self._known:
+            self._known[key] = self._solve(joint_graph, node_info, rules, dont_ban)
+        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from fxcompress.solve.allocate import Allocation, Option, allocate
+from fxcompress.solve.allocate import Allocation, allocate
+from fxcompress.solve.slots import Option
 
 SEARCHED = 50_000
 """Nodes of the search tree after which a choice is taken as it is; up to a few dozen items it is proved optimal."""

@@ -12,7 +12,7 @@ from functorch.compile import aot_function, min_cut_rematerialization_partition,
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.find_cuts import Way, find_cuts
+from fxcompress.passes.find_cuts import Way, build_network
 from fxcompress.passes.ops import is_view
 from fxcompress.passes.phases import cut_phases
 
@@ -21,9 +21,9 @@ def joint_of(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> 
     seen: list[Any] = []
 
     def partition_fn(joint: fx.GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
-        def choose(graph: fx.Graph, info: Any, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
+        def choose(graph: fx.Graph, info: Any, torch_choice: compat.TorchChoice) -> list[fx.Node]:
             seen.extend((graph, info, num_fwd_outputs))
-            return torch_choice(False)
+            return torch_choice(rebuild_more=False)
 
         with compat.choosing_saved_values(choose):
             return min_cut_rematerialization_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
@@ -56,7 +56,7 @@ def ways_of(joint: fx.Graph, info: Any) -> dict[fx.Node, tuple[Way, ...]]:
             isinstance(val, torch.Tensor) and (_is_element(node) or not is_view(node)) and not _is_gradient(node, info)
         ):
             size = val.numel() * val.element_size() + i
-            ways[node] = (Way(0.0, size), Way(1e-6 * (i % 5), size // 3))
+            ways[node] = (Way(0.0, size), Way(1e-6 * (i % 5), size // 3, (0, 0)))
     return ways
 
 
@@ -66,6 +66,11 @@ def _is_element(node: fx.Node) -> bool:
 
 def _is_gradient(node: fx.Node, info: Any) -> bool:
     return node in info.tangents_closure
+
+
+def cuts_at(joint: fx.Graph, info: Any, ways: Any, again: Any, prices: list[float]) -> list[list[fx.Node]]:
+    network = build_network(joint, info, ways, again)
+    return [network.cut(lambda node, way, price=price: way.seconds + price * way.nbytes) for price in prices]
 
 
 def total(joint: fx.Graph, saved: Any, count: int, ways: Any, again: Any, price: float) -> float:
@@ -83,7 +88,7 @@ def test_no_other_set_of_saved_values_is_cheaper(function: Callable[..., Any], p
     ways = ways_of(joint, info)
     again = {n: 1e-6 * (1 + i % 7) for i, n in enumerate(joint.nodes) if n.op == "call_function" and not is_view(n)}
     again = {node: seconds for node, seconds in again.items() if info.is_required_fw(node)}
-    (saved,) = find_cuts(joint, info, ways, again, [price])
+    (saved,) = cuts_at(joint, info, ways, again, [price])
     free = [node for node in ways if node.op != "placeholder"]
     given = [node for node in ways if node.op == "placeholder"]
     candidates = [[*given, *some] for n in range(5) for some in itertools.combinations(free, n)]
@@ -95,7 +100,7 @@ def test_random_operators_run_once() -> None:
     x = torch.randn(8, 8, requires_grad=True)
     joint, info, outputs = joint_of(lambda x: (F.dropout(x.sin(), 0.5) * x.cos()).sum(), (x,))
     again = {n: 1.0 for n in joint.nodes if n.op == "call_function"}
-    for saved in find_cuts(joint, info, ways_of(joint, info), again, [0.0, 1e-6, 1e6]):
+    for saved in cuts_at(joint, info, ways_of(joint, info), again, [0.0, 1e-6, 1e6]):
         forward, backward = cut_phases(joint, saved, outputs)
         twice = [node for node in backward.nodes if node in forward.members]
         assert not [n for n in twice if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
@@ -107,7 +112,7 @@ def test_dearer_bytes_save_no_more_bytes() -> None:
     again = {n: 1e-6 for n in joint.nodes if n.op == "call_function" and info.is_required_fw(n)}
     sizes = [
         sum(min(way.nbytes for way in ways[node]) for node in saved)
-        for saved in find_cuts(joint, info, ways, again, [0.0, 1e-10, 1e-8, 1e-6, 1e-3])
+        for saved in cuts_at(joint, info, ways, again, [0.0, 1e-10, 1e-8, 1e-6, 1e-3])
     ]
     assert sizes[-1] <= sizes[0]
     assert sizes[-1] == 0

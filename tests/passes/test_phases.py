@@ -24,8 +24,8 @@ def both(function: Function, inputs: tuple[torch.Tensor, ...], rebuild_more: boo
     seen: list[Any] = []
 
     def partition_fn(joint: fx.GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
-        def choose(graph: fx.Graph, info: Any, torch_choice: Callable[[bool], list[fx.Node]]) -> list[fx.Node]:
-            saved = torch_choice(rebuild_more)
+        def choose(graph: fx.Graph, info: Any, torch_choice: compat.TorchChoice) -> list[fx.Node]:
+            saved = torch_choice(rebuild_more=rebuild_more)
             seen.extend((graph, saved))
             return saved
 

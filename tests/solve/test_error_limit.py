@@ -6,8 +6,8 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxcompress.solve.allocate import Option
 from fxcompress.solve.error_limit import Way, cheapest, within_peak
+from fxcompress.solve.slots import Option
 
 
 @st.composite
