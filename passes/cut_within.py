@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import fx
 
 from fxcompress import compat
@@ -19,6 +20,7 @@ from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.estimate_cut import Cut, Estimate, Model, Sketch, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
+from fxcompress.passes.ops import is_attention
 from fxcompress.passes.price_moments import Moments, price_moments
 from fxcompress.solve.allocate import Allocation
 
@@ -117,7 +119,16 @@ def cut_within(
 
 def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
     """Whether the backward computes again what may run only once: at a memory budget, PyTorch redraws dropout masks."""
-    return any(node in once for node in sketch.backward.nodes if node in sketch.forward.members)
+    again = [node for node in sketch.backward.nodes if node in sketch.forward.members]
+    return any(node in once and not _drops_nothing(node) for node in again)
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Attention that is told not to drop anything, and so is the same every time."""
+    if not is_attention(node) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    return dict(zip(names, node.args, strict=False), **node.kwargs).get("dropout_p", 0.0) == 0.0
 
 
 def _plain_nbytes(plain: Sequence[fx.Node]) -> int:
