@@ -108,11 +108,20 @@ def test_a_budget_and_a_limit_are_kept_together_or_refused() -> None:
     (plan,) = ledger.reports()
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes and error <= 1.1 * 0.03
     assert plan.accuracies[0].predicted <= 0.03 and plan.fits[0].code_s == plan.accuracies[0].cost
-    lowest = plan.fits[0].lowest_peak_bytes / plan.fits[0].plain_peak_bytes
-    torch._dynamo.reset()
-    strict = torch.compile(
-        model, backend="actcomp", options={**options, "budget": f"{100 * lowest + 1:.0f}%", "max_error": 2**-20}
-    )
+
+
+def test_a_limit_that_no_choice_within_the_budget_keeps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing may be computed again and codecs take no memory, only lossy codecs lower the peak."""
+
+    def no_network(*args: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("fxcompress.passes.cut_within.build_network", no_network)
+    monkeypatch.setattr("fxcompress.passes.cut_within.MEMORY_BUDGETS", ())
+    for module in ("fit_budget", "estimate_cut"):
+        monkeypatch.setattr(f"fxcompress.passes.{module}.working_sizes", lambda codec, dtype: (0.0, 0.0))
+    model, inputs = case()
+    strict = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 2**-20, "budget": "85%"})
     gradient(strict, model, inputs)
     with pytest.raises(AccuracyError, match="lowest predicted error of the gradient found within a peak") as caught:
         gradient(strict, model, inputs)
