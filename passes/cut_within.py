@@ -128,7 +128,7 @@ def _drops_nothing(node: fx.Node) -> bool:
     if not is_attention(node) or not isinstance(node.target, torch._ops.OpOverload):
         return False
     names = [argument.name for argument in node.target._schema.arguments]
-    return dict(zip(names, node.args, strict=False), **node.kwargs).get("dropout_p", 0.0) == 0.0
+    return bool(dict(zip(names, node.args, strict=False), **node.kwargs).get("dropout_p", 0.0) == 0.0)
 
 
 def _plain_nbytes(plain: Sequence[fx.Node]) -> int:
