@@ -30,14 +30,13 @@ def rebuild_weights(
 ) -> tuple[str, ...]:
     """Replace saved functions of `parameters` (names of forward placeholders) by their replay; returns their names."""
     rebuilt = []
-    for name in [pair.bw.name for pair in find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)]:
-        pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
-        pair = next(pair for pair in pairs if pair.bw.name == name)
+    for pair in find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs):
         chain = _chain(pair.fw, parameters)
         if chain and pair.bw.users:
             _replay(fw, bw, pair, chain, num_fwd_outputs)
-            rebuilt.append(name)
-    drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
+            rebuilt.append(pair.bw.name)
+    if rebuilt:
+        drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
     return tuple(rebuilt)
 
 
