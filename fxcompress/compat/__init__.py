@@ -24,11 +24,13 @@ from fxcompress.compat.partitioner import ask_what_to_save as ask_what_to_save
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
+from fxcompress.compat.scene import CompileScene as CompileScene
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
 from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
+from fxcompress.compat.tracing import decomposition_of as decomposition_of
 from fxcompress.compat.tracing import make_graph_module as make_graph_module
 
 TESTED = ("2.11", "2.13")
@@ -65,14 +67,6 @@ def trace_definition(node: fx.Node) -> fx.GraphModule:
 
     with fake_mode_of(vals) or contextlib.nullcontext():
         return make_fx(call)(*vals)
-
-
-def decomposition_of(target: Any) -> Callable[..., Any] | None:
-    """An operator's definition in smaller operators, or None; `torch._decomp.get_decompositions`: run in 2.13, read in
-    2.11."""
-    from torch._decomp import get_decompositions
-
-    return get_decompositions([target]).get(target)
 
 
 def fake_mode_of(values: Sequence[object]) -> Any:
@@ -174,33 +168,6 @@ def compile_with_aot_eager(
         fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=partition_fn, keep_inference_input_mutations=True
     )
     return backend(gm, inputs)
-
-
-class CompileScene:
-    """What Dynamo has set up while it calls a backend, kept so that the same graph can be compiled again later.
-
-    `torch._guards.TracingContext`, `CompileContext`, `tracing`, `compile_context`; `FakeTensorMode.from_tensor`, which
-    gives the fake tensor that Dynamo made of a real one: run in 2.13, read in 2.11. AOTAutograd compiles backward
-    graphs late in the same way.
-
-    Attributes:
-        inputs: the graph's inputs, with no data behind them.
-    """
-
-    def __init__(self, inputs: Sequence[Any]) -> None:
-        from torch._guards import CompileContext, TracingContext
-
-        self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
-        mode = self._tracing.fake_mode if self._tracing is not None else None
-        self.inputs = [mode.from_tensor(x) if mode and isinstance(x, torch.Tensor) else x for x in inputs]
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """The same setting again."""
-        from torch._guards import compile_context, tracing
-
-        with compile_context(self._compile), tracing(self._tracing):
-            yield
 
 
 def inductor_mode_options(mode: str | None) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator as HigherOrderOperator
@@ -13,3 +16,11 @@ from torch.fx._lazy_graph_module import _make_graph_module
 def make_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph module whose Python code is written only once it runs, if the compiler at work wants it so."""
     return _make_graph_module(root, graph)
+
+
+def decomposition_of(target: Any) -> Callable[..., Any] | None:
+    """An operator's definition in smaller operators, or None; `torch._decomp.get_decompositions`: run in 2.13, read in
+    2.11."""
+    from torch._decomp import get_decompositions
+
+    return get_decompositions([target]).get(target)

@@ -1,0 +1,34 @@
+"""The setting in which Dynamo calls a backend, kept for a second compilation of the same graph."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+class CompileScene:
+    """What Dynamo has set up while it calls a backend, kept so that the same graph can be compiled again later.
+
+    `torch._guards.TracingContext`, `CompileContext`, `tracing`, `compile_context`; `FakeTensorMode.from_tensor`, which
+    gives the fake tensor that Dynamo made of a real one: run in 2.13, read in 2.11. AOTAutograd compiles backward
+    graphs late in the same way.
+
+    Attributes:
+        inputs: the graph's inputs, with no data behind them.
+    """
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        from torch._guards import CompileContext, TracingContext
+
+        self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
+        mode = self._tracing.fake_mode if self._tracing is not None else None
+        self.inputs = [mode.from_tensor(x) if mode and isinstance(x, torch.Tensor) else x for x in inputs]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """The same setting again."""
+        from torch._guards import compile_context, tracing
+
+        with compile_context(self._compile), tracing(self._tracing):
+            yield
