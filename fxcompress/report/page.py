@@ -8,8 +8,7 @@ from fxcompress.report.chart import draw_points, draw_timelines, mark_symbol
 from fxcompress.report.data import GraphView, Kind, Line, Point, Survey
 from fxcompress.report.fold import Row, fold
 from fxcompress.report.style import style_sheet
-from fxcompress.report.table import accuracy_text
-from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op
+from fxcompress.report.text import accuracy_text, human_bytes, logits, printable, ratio, representation, short_op
 from fxcompress.timeline import Life, Timeline
 
 LONGEST_LISTING = 5000

@@ -14,10 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.facts import CALLER_HELD
-from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
+from fxcompress.plan import KEEP, Fit, GraphPlan, Plan
 from fxcompress.plan_diff import Change, PlanDiff
 from fxcompress.report.fold import Row, fold
-from fxcompress.report.text import human_bytes, logits, printable, ratio, representation, short_op, signed_bytes
+from fxcompress.report.text import (
+    accuracy_text,
+    human_bytes,
+    logits,
+    printable,
+    ratio,
+    representation,
+    short_op,
+    signed_bytes,
+)
 
 PLAIN_WIDTH = 400
 """Columns where the output is no terminal and COLUMNS is not set: one line per row, as `grep` likes it."""
@@ -121,14 +130,6 @@ def _fit_line(fit: Fit) -> tuple[str, str]:
         f"{human_bytes(fit.lowest_peak_bytes)}; cut: {fit.cut}; modelled: {modelled} (no choice for this cut below "
         f"{1e3 * fit.bound_s:.3g} ms)",
     )
-
-
-def accuracy_text(accuracy: Accuracy) -> str:
-    """A line about the gradient's error."""
-    text = f"predicted {accuracy.predicted:.3g} of the gradient's norm, limit {accuracy.limit:g}"
-    if not accuracy.cost:
-        return text
-    return f"{text}; no choice within it is cheaper by more than {1 - accuracy.bound / accuracy.cost:.1%}"
 
 
 def _print_totals(console: Console, lines: Sequence[tuple[str, str]]) -> None:

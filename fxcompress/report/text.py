@@ -2,7 +2,7 @@
 
 import re
 
-from fxcompress.plan import TRITON, Decision, LossDecision, Param
+from fxcompress.plan import TRITON, Accuracy, Decision, LossDecision, Param
 
 ROUNDING = {"stochastic": "SR", "nearest": "RN"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -78,3 +78,11 @@ def logits(loss: LossDecision) -> str:
         return f"{size}: whole, {loss.reason}"
     extra = f"modelled: {1e3 * loss.extra_s:.3g} ms longer than whole"
     return f"{size}: {loss.chunks} chunks of tokens, {human_bytes(loss.chunk_nbytes)} at a time; {extra}"
+
+
+def accuracy_text(accuracy: Accuracy) -> str:
+    """A line about the gradient's error."""
+    text = f"predicted {accuracy.predicted:.3g} of the gradient's norm, limit {accuracy.limit:g}"
+    if not accuracy.cost:
+        return text
+    return f"{text}; no choice within it is cheaper by more than {1 - accuracy.bound / accuracy.cost:.1%}"

@@ -1,7 +1,7 @@
 """What kernels allocate for themselves, against the allocations that torch's profiler reports."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,15 @@ aten = torch.ops.aten
 CPU = torch.device("cpu")
 # Pairs of channels for which oneDNN needs no padding, so that the blocked copies are as large as the operands.
 SHAPES = [(8, 32, 64, 14, 3), (8, 64, 64, 7, 1), (16, 64, 128, 8, 3)]
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """oneDNN picks other kernels for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def measured(function: Callable[[], Any]) -> int:
