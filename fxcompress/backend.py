@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from fxcompress import compat, ledger
+from fxcompress.compat.scheduling import keep_order_setting
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
 from fxcompress.first_call import FirstCall
@@ -71,7 +72,7 @@ def _compile(
 def _freeing(options: Options) -> dict[str, Any]:
     """What keeps Inductor from holding memory: it lets a dead buffer wait for a later one of its size, up to a third of
     a step's peak (decision 6), and kernels for others to be fused with (decision 11)."""
-    keep_order = {} if "keep_order" in options.disable_passes else compat.keep_order_setting()
+    keep_order = {} if "keep_order" in options.disable_passes else keep_order_setting()
     return {"allow_buffer_reuse": False, **keep_order}
 
 

@@ -25,7 +25,6 @@ from fxcompress.compat.partitioner import choosing_saved_values as choosing_save
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.scene import CompileScene as CompileScene
-from fxcompress.compat.scheduling import keep_order_setting as keep_order_setting
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
 from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
