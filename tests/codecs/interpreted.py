@@ -17,6 +17,7 @@ from fxcompress import codecs, compat, pipeline
 from fxcompress.codecs import lowering
 from fxcompress.codecs.affine import Affine, kernel
 from fxcompress.codecs.base import Codec
+from fxcompress.codecs.block2d import Block2d
 from fxcompress.codecs.groups import LARGEST
 from fxcompress.options import Options
 from fxcompress.testing_graphs import capture, run
@@ -53,7 +54,7 @@ def stored(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return y.to(dtype)
 
 
-def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
+def check(codec: Affine | Block2d, x: torch.Tensor, salt: int = 1) -> None:
     cols = x.shape[-1]
     ours = kernels(codec, cols, x.dtype)
     codes, word = ours.encode(x, salt)
@@ -71,7 +72,7 @@ def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
     assert same(y[normal], stored(clamped, x.dtype)[normal])
 
 
-def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine) -> torch.Tensor:
+def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine | Block2d) -> torch.Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
     return (x.relu() if codec.zero_preserving else x).to(dtype)
 
@@ -132,6 +133,22 @@ def test_rows_that_start_at_an_odd_element() -> None:
 def test_lead_dimensions_and_strides() -> None:
     x = gaussian((2, 128, 3), torch.float32, CODECS[0]).transpose(1, 2)
     check(Affine(bits=4), x)
+
+
+@pytest.mark.parametrize(("index", "codec"), list(enumerate(CODECS)), ids=str)
+def test_cells_of_maps(index: int, codec: Affine) -> None:
+    cells = Block2d(16, 24, 1, codec.bits, 8, codec.rounding, codec.zero_preserving)
+    x = gaussian((2, 3 * 16 * 24), torch.float32, cells)
+    # Cells that hold Inf, a constant, NaN alone, and tiny values.
+    x[0, 5], x[1, :384] = math.inf, 0.3359375
+    x[1, 384 + 8 * 24 : 768] *= torch.finfo(FLOATS[index % 3]).smallest_normal
+    x[0, 768:] = math.nan
+    check(cells, x.to(FLOATS[index % 3]))
+
+
+def test_cells_beyond_the_first_program_and_of_a_row_that_starts_anywhere() -> None:
+    check(Block2d(8, 8), gaussian((130, 64), torch.bfloat16, CODECS[0]))
+    check(Block2d(8, 16), gaussian((1, 129), torch.float32, CODECS[0])[:, 1:])
 
 
 @triton.jit

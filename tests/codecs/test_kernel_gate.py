@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from bench.sass import ARCHS, Case, Counts, cases, measure
 from fxcompress.codecs.affine import Affine
+from fxcompress.codecs.block2d import Block2d
 from fxcompress.codecs.valueset import Valueset
 
 BAR = {"encode": 12.0, "decode": 7.0}
@@ -17,6 +18,9 @@ REPRESENTATIVE = [
     Case("encode", Affine(2), torch.float16, vector=False, ragged=True),
     Case("decode", Affine(4, zero_preserving=True), torch.float32),
     Case("decode", Affine(8), torch.float16, ragged=True),
+    Case("encode", Block2d(8, 8, bits=2), torch.float32),
+    Case("encode", Block2d(8, 8, bits=8), torch.bfloat16),
+    Case("decode", Block2d(8, 8, bits=2), torch.bfloat16),
     Case("encode", Valueset(), torch.bool),
     Case("decode", Valueset(), torch.bool),
 ]
@@ -38,6 +42,13 @@ def test_the_bar(side: str, arch: int) -> None:
     counts = measure(case, arch)
     check(counts, case)
     assert counts.per_element <= BAR[side], counts
+
+
+def test_a_cell_of_a_map_stays_in_one_thread() -> None:
+    """The prototype of one thread per block had 14.1 instructions per element and up to 121 registers."""
+    counts = measure(Case("encode", Block2d(8, 8, bits=2), torch.bfloat16), 90)
+    assert counts.shuffles == counts.shared == counts.barriers == 0, counts
+    assert counts.per_element <= 14.1 and counts.registers <= 96, counts
 
 
 @pytest.mark.parametrize("case", REPRESENTATIVE, ids=lambda case: case.label)
