@@ -25,6 +25,9 @@ from fxcompress.codecs.affine import Affine, kernel, launch
 from fxcompress.codecs.block2d import Block2d
 from fxcompress.codecs.block2d import kernel as cell_kernel
 from fxcompress.codecs.block2d import launch as cell_launch
+from fxcompress.codecs.dual import Dual
+from fxcompress.codecs.dual import kernel as dual_kernel
+from fxcompress.codecs.dual import launch as dual_launch
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.codecs.valueset import kernel as mask_kernel
 from fxcompress.codecs.valueset import launch as mask_launch
@@ -49,7 +52,7 @@ class Case:
     """
 
     side: str
-    codec: Affine | Block2d | Valueset
+    codec: Affine | Block2d | Dual | Valueset
     dtype: torch.dtype
     vector: bool = True
     ragged: bool = False
@@ -61,6 +64,9 @@ class Case:
         name = str(self.dtype).removeprefix("torch.")
         if isinstance(self.codec, Valueset):
             return f"{self.side} mask {name}{rows}"
+        if isinstance(self.codec, Dual):
+            size = f"{self.codec.height}x{self.codec.width}"
+            return f"{self.side} dual {self.codec.bits}b {size} {self.codec.rounding} {name}"
         group = "8x8" if isinstance(self.codec, Block2d) else f"G{self.codec.group}"
         kind = f"{self.codec.bits}b {group} {self.codec.rounding}"
         return f"{self.side} {kind}{' zero-preserving' if self.codec.zero_preserving else ''} {name}{rows}"
@@ -110,6 +116,10 @@ def cases() -> Iterator[Case]:
         for dtype in launch.DTYPES:
             yield Case("encode", Block2d(8, 8, bits=bits), dtype)
             yield Case("decode", Block2d(8, 8, bits=bits), dtype)
+    for side in ("encode", "decode"):
+        for size, bits, dtype in ((16, 2, torch.bfloat16), (16, 2, torch.float32), (32, 4, torch.float16)):
+            yield Case(side, Dual(size, size, bits=bits), dtype)
+        yield Case(side, Dual(56, 56, bits=2), torch.bfloat16)
     for zero_preserving, rounding in ((True, "stochastic"), (False, "nearest")):
         yield Case("encode", Block2d(8, 8, 1, 2, 8, rounding, zero_preserving), torch.bfloat16)
     for side in ("encode", "decode"):
@@ -173,6 +183,8 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
         return function, {**parts, "n_blocks": "i32"}, constants, launch.WARPS, mask_launch.TILE * BLOCK
     if isinstance(case.codec, Block2d):
         return _cells_program(case, case.codec)
+    if isinstance(case.codec, Dual):
+        return _planes_program(case, case.codec)
     if case.side == "encode":
         constants = launch.encode_constants(case.codec, case.ragged, case.vector)
         parts = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32"}
@@ -193,6 +205,22 @@ def _cells_program(case: Case, codec: Block2d) -> tuple[Any, dict[str, str], dic
         return cell_kernel.encode, parameters, cell_launch.encode_constants(codec), launch.WARPS, elements
     parameters = {"codes_ptr": "*u8", "word_ptr": "*i32", "y_ptr": pointer, **sizes}
     return cell_kernel.decode, parameters, cell_launch.decode_constants(codec), launch.WARPS, elements
+
+
+def _planes_program(case: Case, codec: Dual) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
+    pointer, sizes = _POINTERS[case.dtype], {"n_planes": "i32", "down": "i32", "across": "i32"}
+    parts = {"means_ptr": "*bf16", "codes_ptr": "*u8", "word_ptr": "*i32"}
+    constants = dual_launch.decode_constants(codec) if case.side == "decode" else dual_launch.encode_constants(codec)
+    elements = int(str(constants["PLANES"])) * codec.height * codec.width
+    if case.side == "encode":
+        return (
+            dual_kernel.encode,
+            {"x_ptr": pointer, **parts, **sizes, "salt": "i32"},
+            constants,
+            launch.WARPS,
+            elements,
+        )
+    return dual_kernel.decode, {**parts, "y_ptr": pointer, **sizes}, constants, launch.WARPS, elements
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -240,7 +240,7 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     keys |= {by_head.canonical(), replace(by_head, stats="ema").canonical()}
     loose = replace(base, max_error=0.2)
     keys |= {loose.canonical(), *(replace(loose, **{name: limited[name]}).canonical() for name in limited)}
-    assert len(keys) == 3 + len(others) + len(with_bound) + len(limited)
+    assert len(keys) == 3 + len(others) + len(with_bound) + len(limited) + 2
     assert replace(base, save_plan="p.json").canonical() == base.canonical()
 
 

@@ -25,6 +25,7 @@ _MODULES = MappingProxyType(
     {
         "affine": "fxcompress.codecs.affine.launch",
         "block2d": "fxcompress.codecs.block2d.launch",
+        "dual": "fxcompress.codecs.dual.launch",
         "valueset": "fxcompress.codecs.valueset.launch",
     }
 )

@@ -18,6 +18,7 @@ from fxcompress.codecs import lowering
 from fxcompress.codecs.affine import Affine, kernel
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.block2d import Block2d
+from fxcompress.codecs.dual import Dual
 from fxcompress.codecs.groups import LARGEST
 from fxcompress.options import Options
 from fxcompress.testing_graphs import capture, run
@@ -149,6 +150,30 @@ def test_cells_of_maps(index: int, codec: Affine) -> None:
 def test_cells_beyond_the_first_program_and_of_a_row_that_starts_anywhere() -> None:
     check(Block2d(8, 8), gaussian((130, 64), torch.bfloat16, CODECS[0]))
     check(Block2d(8, 16), gaussian((1, 129), torch.float32, CODECS[0])[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [
+        (Dual(8, 8), torch.bfloat16),
+        (Dual(16, 16, bits=4), torch.float16),
+        (Dual(24, 40, rounding="nearest"), torch.float32),
+    ],
+    ids=str,
+)
+def test_planes(codec: Dual, dtype: torch.dtype) -> None:
+    """Planes that hold Inf, a constant, NaN alone; offsets; more planes than one program has."""
+    size = codec.height * codec.width
+    x = torch.randn(2, 66 * size, generator=torch.Generator().manual_seed(size)).view(2, 66, size)
+    x[0, 0, 5], x[0, 1], x[0, 2], x[1, :9] = math.inf, 1.5, math.nan, x[1, :9] + 100
+    rows = x.view(2, -1)[:, : (66 if size == 64 else 3) * size].to(dtype).contiguous()
+    ours = kernels(codec, rows.shape[-1], dtype)
+    parts, wanted = ours.encode(rows, 5), codec.encode(rows, 5)
+    finite = wanted[2] != 0x7FC00000
+    assert torch.equal(parts[2], wanted[2]) and not finite.all()
+    assert all(same(one[finite], two[finite]) for one, two in zip(parts, wanted, strict=True))
+    cols = rows.shape[-1]
+    assert same(ours.decode(parts, cols, torch.float32), codec.decode(wanted, cols, torch.float32))
 
 
 @triton.jit
