@@ -218,15 +218,31 @@ def test_traced_graphs_compute_what_they_were_traced_from(codec: Codec, dtype: t
     assert same(decode(*parts)[0], codec.decode(parts, 128, dtype))
 
 
-def test_a_rewritten_pair_computes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def function(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        for weight in weights:
-            x = torch.nn.functional.gelu(x @ weight)
-        return x
+def products(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    for weight in weights:
+        x = torch.nn.functional.gelu(x @ weight)
+    return x
 
+
+def scaled_maps(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """Without convolutions, whose results lie in channels_last order on a CPU."""
+    for weight in weights:
+        x = torch.nn.functional.gelu(x * weight).cumsum(-1)
+    return x
+
+
+@pytest.mark.parametrize("codec", ["affine", "block2d", "dual"])
+def test_a_rewritten_pair_computes_the_same_with_kernels_and_without(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    pair = capture(function, [torch.randn(32, 64, requires_grad=True), *(torch.randn(64, 64) / 8 for _ in range(2))])
-    options = Options(min_bytes=64, bits=4, operand_bits=4, rounding="stochastic", disable_passes=("outline",))
+    x, weights = torch.randn(32, 64, requires_grad=True), [torch.randn(64, 64) / 8 for _ in range(2)]
+    if codec != "affine":
+        x, weights = torch.randn(2, 4, 16, 8, requires_grad=True), [torch.randn(4, 1, 1) for _ in range(3)]
+    pair = capture(products if codec == "affine" else scaled_maps, [x, *weights])
+    options = Options(
+        min_bytes=64, bits=4, operand_bits=4, codec=codec, rounding="stochastic", disable_passes=("outline",)
+    )
     ran = []
     for on_gpu in (False, True):
         monkeypatch.setattr(lowering, "wanted", lambda _, on_gpu=on_gpu: on_gpu)
