@@ -25,6 +25,8 @@ CURVE: Mapping[str, Mapping[str, Any]] = {
 """Points of COMET's curve by width and bound, in root mean squares, besides the preset (4 bits, 0.25)."""
 MATCH = "ours@"
 """Starts the name of our planner's fewest bytes at no more error than what the rest of the name names."""
+MATCH_GROUP = 256
+"""Elements per range there, as in GACT and ActNN."""
 LARGEST_LIMIT = 0.9
 """`max_error` is below 1."""
 
@@ -85,6 +87,6 @@ def _matched(options: Mapping[str, Any], task: Task, error: float, path: Path) -
     """Options under which our planner saves the fewest bytes at a predicted error of at most `error`."""
     torch.manual_seed(0)
     module, batch = task.build(), task.batches(0, 1)[0]
-    limited = {**options, "max_error": min(error, LARGEST_LIMIT)}
+    limited = {**options, "group": MATCH_GROUP, "max_error": min(error, LARGEST_LIMIT)}
     calibration.calibrate(module, lambda compiled: compiled(*batch), path, options=from_mapping(limited))
     return {**limited, "calibration": str(path)}
