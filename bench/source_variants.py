@@ -24,7 +24,7 @@ CURVE: Mapping[str, Mapping[str, Any]] = {
 }
 """Points of COMET's curve by width and bound, in root mean squares, besides the preset (4 bits, 0.25)."""
 MATCH = "ours@"
-"""Starts the name of our planner's fewest bytes at no more error than what the rest of the name names."""
+"""Starts the name of our planner's fewest bytes at no more error than a variant, or a number, that the rest names."""
 MATCH_GROUP = 256
 """Elements per range there, as in GACT and ActNN."""
 LARGEST_LIMIT = 0.9
@@ -44,7 +44,7 @@ def named(names: str) -> list[str]:
     }
     wanted = [found for name in names.split(",") for found in groups.get(name, [name]) if found != REFERENCE]
     known = {*OURS, *PRESETS, *CURVE}
-    if unknown := [name for name in wanted if name.removeprefix(MATCH) not in known]:
+    if unknown := [name for name in wanted if name.removeprefix(MATCH) not in known and _limit_of(name) is None]:
         raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join((*groups, *sorted(known)))}")
     return list(dict.fromkeys(wanted))
 
@@ -61,11 +61,21 @@ def make(name: str, task: Task, inner: str, folder: Path, error_of: Callable[[st
     """
     common = {"inner": inner, "min_bytes": task.min_bytes}
     if name.startswith(MATCH):
-        return Variant(name, "actcomp", _matched(common, task, error_of(name.removeprefix(MATCH)), folder / name))
+        limit = _limit_of(name)
+        error = error_of(name.removeprefix(MATCH)) if limit is None else limit
+        return Variant(name, "actcomp", _matched(common, task, error, folder / name))
     if name in PRESETS and PRESETS[name].made_by:
         return Variant(name, "actcomp", {"inner": inner, "plan": _calibrated(common, task, folder / f"{name}.json")})
     settings = OURS.get(name) or CURVE.get(name) or ({"preset": name} if name in PRESETS else {})
     return Variant(name, "actcomp", {**common, **settings})
+
+
+def _limit_of(name: str) -> float | None:
+    """The number that a name states as its limit, if it states one."""
+    try:
+        return float(name.removeprefix(MATCH)) if name.startswith(MATCH) else None
+    except ValueError:
+        return None
 
 
 def _calibrated(options: Mapping[str, Any], task: Task, path: Path) -> str:

@@ -42,6 +42,7 @@ def test_the_club_is_networkxs_own() -> None:
 def test_variants_by_name(tmp_path: Path) -> None:
     assert {"default", "division", "gact-l2"} <= set(named("all"))
     assert named("plain,comet,curve") == ["comet", *CURVE] and "ours@comet" in named("matched")
+    assert named("ours@0.05") == ["ours@0.05"]
     with pytest.raises(ValueError, match="'divison'"):
         named("divison")
     for name in (*CURVE, *(name for name, preset in PRESETS.items() if not preset.made_by)):
