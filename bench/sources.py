@@ -185,7 +185,8 @@ class Comparison:
         return {
             **setting.about(),
             "variant": name,
-            "options": dict(variant.options),
+            # Files that were measured first lie in a folder that is gone by then; their names say what they were.
+            "options": {k: Path(v).name if k in ("plan", "calibration") else v for k, v in variant.options.items()},
             "bits_per_element": bits_per_element(side.plan),
             "saved_bytes": trial.saved_bytes,
             "peak_bytes": trial.memory.peak_bytes,
