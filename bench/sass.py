@@ -22,6 +22,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fxcompress.codecs.affine import Affine, kernel, launch
+from fxcompress.codecs.block2d import Block2d
+from fxcompress.codecs.block2d import kernel as cell_kernel
+from fxcompress.codecs.block2d import launch as cell_launch
+from fxcompress.codecs.dual import Dual
+from fxcompress.codecs.dual import kernel as dual_kernel
+from fxcompress.codecs.dual import launch as dual_launch
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.codecs.valueset import kernel as mask_kernel
 from fxcompress.codecs.valueset import launch as mask_launch
@@ -46,7 +52,7 @@ class Case:
     """
 
     side: str
-    codec: Affine | Valueset
+    codec: Affine | Block2d | Dual | Valueset
     dtype: torch.dtype
     vector: bool = True
     ragged: bool = False
@@ -58,7 +64,11 @@ class Case:
         name = str(self.dtype).removeprefix("torch.")
         if isinstance(self.codec, Valueset):
             return f"{self.side} mask {name}{rows}"
-        kind = f"{self.codec.bits}b G{self.codec.group} {self.codec.rounding}"
+        if isinstance(self.codec, Dual):
+            size = f"{self.codec.height}x{self.codec.width}"
+            return f"{self.side} dual {self.codec.bits}b {size} {self.codec.rounding} {name}"
+        group = "8x8" if isinstance(self.codec, Block2d) else f"G{self.codec.group}"
+        kind = f"{self.codec.bits}b {group} {self.codec.rounding}"
         return f"{self.side} {kind}{' zero-preserving' if self.codec.zero_preserving else ''} {name}{rows}"
 
 
@@ -102,6 +112,16 @@ def cases() -> Iterator[Case]:
         for side in ("encode", "decode"):
             yield Case(side, Affine(2), dtype, ragged=True)
             yield Case(side, Affine(2), dtype, vector=False, ragged=True)
+    for bits in (1, 2, 4, 8):
+        for dtype in launch.DTYPES:
+            yield Case("encode", Block2d(8, 8, bits=bits), dtype)
+            yield Case("decode", Block2d(8, 8, bits=bits), dtype)
+    for side in ("encode", "decode"):
+        for size, bits, dtype in ((16, 2, torch.bfloat16), (16, 2, torch.float32), (32, 4, torch.float16)):
+            yield Case(side, Dual(size, size, bits=bits), dtype)
+        yield Case(side, Dual(56, 56, bits=2), torch.bfloat16)
+    yield Case("encode", Block2d(8, 8, bits=2, zero_preserving=True), torch.bfloat16)
+    yield Case("encode", Block2d(8, 8, bits=2, rounding="nearest"), torch.bfloat16)
     for side in ("encode", "decode"):
         yield Case(side, Valueset(), torch.bool)
 
@@ -161,6 +181,10 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
         constants: dict[str, object] = {"TILE": mask_launch.TILE}
         function = getattr(mask_kernel, case.side)
         return function, {**parts, "n_blocks": "i32"}, constants, launch.WARPS, mask_launch.TILE * BLOCK
+    if isinstance(case.codec, Block2d):
+        return _cells_program(case, case.codec)
+    if isinstance(case.codec, Dual):
+        return _planes_program(case, case.codec)
     if case.side == "encode":
         constants = launch.encode_constants(case.codec, case.ragged, case.vector)
         parts = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32"}
@@ -171,6 +195,32 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
         parameters = {**parts, "n_groups": "i32", "cols": "i32"}
     elements = int(str(constants["TILE"])) * case.codec.group
     return getattr(kernel, case.side), parameters, constants, launch.WARPS, elements
+
+
+def _cells_program(case: Case, codec: Block2d) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
+    pointer, sizes = _POINTERS[case.dtype], {"n_cells": "i32", "down": "i32", "across": "i32"}
+    elements = cell_launch.TILE * cell_launch.SIDE**2
+    if case.side == "encode":
+        parameters = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32", **sizes, "salt": "i32"}
+        return cell_kernel.encode, parameters, cell_launch.encode_constants(codec), launch.WARPS, elements
+    parameters = {"codes_ptr": "*u8", "word_ptr": "*i32", "y_ptr": pointer, **sizes}
+    return cell_kernel.decode, parameters, cell_launch.decode_constants(codec), launch.WARPS, elements
+
+
+def _planes_program(case: Case, codec: Dual) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
+    pointer, sizes = _POINTERS[case.dtype], {"n_planes": "i32", "down": "i32", "across": "i32"}
+    parts = {"means_ptr": "*bf16", "codes_ptr": "*u8", "word_ptr": "*i32"}
+    constants = dual_launch.decode_constants(codec) if case.side == "decode" else dual_launch.encode_constants(codec)
+    elements = int(str(constants["PLANES"])) * codec.height * codec.width
+    if case.side == "encode":
+        return (
+            dual_kernel.encode,
+            {"x_ptr": pointer, **parts, **sizes, "salt": "i32"},
+            constants,
+            launch.WARPS,
+            elements,
+        )
+    return dual_kernel.decode, {**parts, "y_ptr": pointer, **sizes}, constants, launch.WARPS, elements
 
 
 def _run(tool: str, *arguments: str) -> str:

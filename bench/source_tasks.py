@@ -13,11 +13,12 @@ from bench.models.gcn import GCN, club
 from bench.models.gpt import GPT, GPTConfig
 
 Batch = tuple[Tensor, ...]
-DIGITS_BATCH = 64
-TEXT_BATCH = 8
-SHOWN = 4
+DIGITS_BATCH = 32
+TEXT_BATCH = 4
+SHOWN = 1
 """Members of each club whose label is shown to the GCN."""
 HELD_OUT_SEED = 2**31
+HELD_OUT_BATCHES = 16
 CONFIG = GPTConfig(layers=3, context=128)
 
 
@@ -68,7 +69,8 @@ def text_loss(module: nn.Module, seed: int) -> float:
     """Mean loss over fixed held-out windows, nats per byte."""
     (text,) = data.stdlib_text().test
     windows = [
-        data.text_batch(text, batch=TEXT_BATCH, time=CONFIG.context, seed=HELD_OUT_SEED + number) for number in range(4)
+        data.text_batch(text, batch=TEXT_BATCH, time=CONFIG.context, seed=HELD_OUT_SEED + number)
+        for number in range(16)
     ]
     return statistics.fmean(float(module(*window)) for window in windows)
 
@@ -96,8 +98,8 @@ def _shown(seed: int, labels: Tensor) -> Tensor:
 
 
 TASKS: Mapping[str, Task] = {
-    "cnn": Task(lambda: WithLoss(CNN()), digits_batches, digits_accuracy, "accuracy", 60, 2e-3),
-    "vit": Task(lambda: WithLoss(ViT()), digits_batches, digits_accuracy, "accuracy", 100, 1e-3),
-    "gpt": Task(lambda: GPT(CONFIG), text_batches, text_loss, "nats/byte", 80, 2e-3),
+    "cnn": Task(lambda: WithLoss(CNN((16, 32, 64))), digits_batches, digits_accuracy, "accuracy", 126, 4e-3),
+    "vit": Task(lambda: WithLoss(ViT()), digits_batches, digits_accuracy, "accuracy", 168, 2e-3),
+    "gpt": Task(lambda: GPT(CONFIG), text_batches, text_loss, "nats/byte", 250, 2e-3),
     "gcn": Task(GCN, club_batches, club_accuracy, "accuracy", 60, 5e-3, min_bytes=1024),
 }

@@ -241,6 +241,7 @@ RULES: dict[str, Rule] = {
     "adaptive": Rule("True or False", _parse_flag, _flag_from_text),
     "rounding": _one_of(("auto", "stochastic", "nearest")),
     "group": _word_or("head", _integer(0, 1024, "0 (the codec's default), a multiple of 16 in 16..1024", step=16)),
+    "stats": _one_of(("exact", "ema")),
     "budget": _optional(Rule('a byte count such as "8GiB", or a share such as "50%"', parse_budget, str)),
     "max_error": _optional(_number(2.0**-20, 1.0, "a number in 2^-20..1")),
     "calibration": _optional(Rule("a path", _parse_path, str)),

@@ -23,11 +23,11 @@ from fxcompress.precision import PrecisionRule
 ENVIRONMENT_PREFIX = "FXCOMPRESS_"
 CONFIG_VARIABLE = "FXCOMPRESS_CONFIG"
 DECIDED_BY_PLAN = (
-    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "budget", "lossy", "rules",
-    "loss_chunks", "min_bytes", "max_error", "calibration",
+    "bits", "operand_bits", "codec", "error_bound", "adaptive", "rounding", "group", "stats", "budget", "lossy",
+    "rules", "loss_chunks", "min_bytes", "max_error", "calibration",
 )  # fmt: skip
 """Options that a replayed plan has already answered."""
-_CHOSEN_BY_ERROR = ("bits", "operand_bits", "codec", "error_bound", "adaptive", "lossy")
+_CHOSEN_BY_ERROR = ("bits", "operand_bits", "codec", "error_bound", "adaptive", "stats", "lossy")
 """Options that a limit on the gradient's error leaves nothing to decide."""
 
 
@@ -51,6 +51,8 @@ class Options:
     group: int | str = 0
     """Elements that share one scale; 0 is the codec's own default, else a multiple of 16 in 16..1024. "head": those of
     an attention head share one, and the rest takes the default."""
+    stats: str = "exact"
+    """With group="head": each step's own ranges (exact), or ones that follow past steps (ema; `fxcompress.ranges`)."""
     budget: int | str | None = None
     """Highest predicted peak of a step, per graph: bytes (an int, or text such as "8GiB"), or a share of the predicted
     peak under PyTorch's own partition ("50%"). Parameters, their gradients and the optimizer's state do not count. What
@@ -212,6 +214,10 @@ def _check_conflicts(options: Options) -> None:
             raise OptionError(f"options 'codec' and {name!r} conflict: {options.codec} has no error bound; drop one")
         if options.codec == "bounded" and name == "rounding":
             raise OptionError("options 'codec' and 'rounding' conflict: bounded always rounds to nearest; drop one")
+        if name == "stats" and options.group != "head":
+            raise OptionError("options 'stats' and 'group' conflict: only heads have running ranges; give group='head'")
+        if name == "stats" and options.mode in ("reduce-overhead", "max-autotune"):
+            raise OptionError("options 'stats' and 'mode' conflict: a replayed CUDA graph would not move the ranges")
         if options.codec == "float8" and name in ("bits", "operand_bits") and getattr(options, name) != 8:
             raise OptionError(f"options 'codec' and {name!r} conflict: float8 always stores 8 bits; drop one")
         if options.max_error is not None and name in _CHOSEN_BY_ERROR:

@@ -100,8 +100,8 @@ PRESETS: Mapping[str, Preset] = {
         "8-bit codes, one range per attention head",
         {"bits": 8, "operand_bits": 8, "group": "head", "rounding": "stochastic"},
         (
-            "ranges are those of the tensor at hand: running ones make codes wrap around where data leaves them, and "
-            "save neither bytes nor the pass that finds the range",
+            "ranges are those of the tensor at hand unless stats='ema' asks for running ones, which save neither bytes "
+            "nor the pass that finds the range; values outside a running range clamp, where Mesa's wrap around",
             "what attention does not read has one range per 128 elements, where Mesa has one per group of channels",
         ),
     ),

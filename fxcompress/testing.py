@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"height": 9, "width": 4, "inner": 2, "rounding": "nearest"},
     ),
     "float8": ({"format": "e4m3"}, {"format": "e5m2"}, {"group": 16}),
+    "running": ({}, {"bits": 4, "heads": 3, "dim": 5, "rounding": "nearest"}, {"bits": 2, "heads": 2, "dim": 16}),
     "valueset": (
         {"lo": 0, "step": 1, "count": 2},
         {"lo": -1, "step": 2, "count": 2},

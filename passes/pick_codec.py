@@ -53,6 +53,8 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
         height, width, inner = sizes
         return codecs.make(options.codec, height=height, width=width, inner=inner, **common), ""
     if options.group == "head" and need == "attention" and source is not None and (heads := _heads_of(source, order)):
+        if options.stats == "ema":
+            return codecs.make("running", heads=heads[0], dim=heads[1], key=_key_of(source), **common), ""
         return codecs.make("affine", heads=heads[0], dim=heads[1], **common), ""
     return codecs.make("affine", group=size, **common), f"affine: {why_not}" if why_not else ""
 
@@ -62,9 +64,13 @@ def _bounded(bits: int, size: int, options: Options, source: fx.Node | None) -> 
     group = {"group": size} if size else {}
     if not options.adaptive or source is None:
         return codecs.make("bounded", bits=max(bits, 2), eps=options.error_bound, relative=True, **group)
-    key = f"{layer_of(source)}/{source.name}"
     # Until a bound is set, as near as the rate allows.
-    return codecs.make("bounded", bits=max(bits, 2), eps=UNSET, key=key, **group)
+    return codecs.make("bounded", bits=max(bits, 2), eps=UNSET, key=_key_of(source), **group)
+
+
+def _key_of(source: fx.Node) -> str:
+    """Names a tensor for what is kept about it from step to step."""
+    return f"{layer_of(source)}/{source.name}"
 
 
 def _unfit(codec: str, need: Need, bits: int, sizes: tuple[int, int, int] | str | None) -> str:

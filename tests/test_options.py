@@ -232,13 +232,15 @@ def test_the_cache_key_covers_everything_but_where_reports_go():
     }  # fmt: skip
     with_bound = {"error_bound": 0.1, "adaptive": True}
     limited = {"max_error": 0.1, "calibration": "errors.json"}
-    assert set(others) | set(with_bound) | set(limited) | {"save_plan"} == set(DEFAULTS)
+    assert set(others) | set(with_bound) | set(limited) | {"save_plan", "stats"} == set(DEFAULTS)
     keys = {base.canonical(), *(replace(base, **{name: value}).canonical() for name, value in others.items())}
     bounded = replace(base, codec="bounded")
     keys |= {bounded.canonical(), *(replace(bounded, **{name: with_bound[name]}).canonical() for name in with_bound)}
+    by_head = replace(base, group="head")
+    keys |= {by_head.canonical(), replace(by_head, stats="ema").canonical()}
     loose = replace(base, max_error=0.2)
     keys |= {loose.canonical(), *(replace(loose, **{name: limited[name]}).canonical() for name in limited)}
-    assert len(keys) == 3 + len(others) + len(with_bound) + len(limited)
+    assert len(keys) == 3 + len(others) + len(with_bound) + len(limited) + 2
     assert replace(base, save_plan="p.json").canonical() == base.canonical()
 
 

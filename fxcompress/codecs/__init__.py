@@ -8,6 +8,7 @@ from fxcompress.codecs.block2d import Block2d
 from fxcompress.codecs.bounded import Bounded
 from fxcompress.codecs.dual import Dual
 from fxcompress.codecs.float8 import Float8
+from fxcompress.codecs.running import Running
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.errors import OptionError, nearest
 
@@ -17,6 +18,7 @@ _REGISTRY = {
     "bounded": Bounded,
     "dual": Dual,
     "float8": Float8,
+    "running": Running,
     "valueset": Valueset,
 }
 

@@ -22,7 +22,12 @@ from fxcompress import compat
 from fxcompress.codecs.base import Codec
 
 _MODULES = MappingProxyType(
-    {"affine": "fxcompress.codecs.affine.launch", "valueset": "fxcompress.codecs.valueset.launch"}
+    {
+        "affine": "fxcompress.codecs.affine.launch",
+        "block2d": "fxcompress.codecs.block2d.launch",
+        "dual": "fxcompress.codecs.dual.launch",
+        "valueset": "fxcompress.codecs.valueset.launch",
+    }
 )
 
 

@@ -67,14 +67,27 @@ def from_cells(cells: torch.Tensor, cell: tuple[int, int], height: int, width: i
 def cell_means(planes: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     """fp32 `[*lead, planes, height, width]` → means `[*lead, planes, rows of cells, columns of cells]`.
 
-    Elements are weighted before they are summed, so that no sum overflows.
+    Elements are weighted before they are summed, so that no sum overflows; halves of a cell's columns are added, then
+    halves of its rows, so that every compiler and kernel adds in one order.
     """
     *lead, height, width = planes.shape
     tall, wide = padded(height, cell[0]), padded(width, cell[1])
     weighted = planes * _shares(height, cell[0], planes)[:, None] * _shares(width, cell[1], planes)
     if (tall, wide) != (height, width):
         weighted = torch.nn.functional.pad(weighted, (0, wide - width, 0, tall - height))
-    return weighted.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1]).sum((-3, -1))
+    cells = weighted.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1])
+    return _halved(_halved(cells, -1), -2)
+
+
+def _halved(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum over `dim`, by adding the second half to the first until one is left."""
+    while (size := x.shape[dim]) > 1:
+        half = (size + 1) // 2
+        first, second = x.narrow(dim, 0, half), x.narrow(dim, half, size - half)
+        if size % 2:
+            second = torch.cat((second, torch.zeros_like(second.narrow(dim, 0, 1))), dim)
+        x = first + second
+    return x.squeeze(dim)
 
 
 def spread(means: torch.Tensor, cell: tuple[int, int], height: int, width: int) -> torch.Tensor:

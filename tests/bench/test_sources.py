@@ -1,5 +1,10 @@
 """The comparison of published systems: its tasks, and the claims of docs/sources.md that need no training."""
 
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +12,12 @@ from torch import Tensor, nn
 from bench import data
 from bench.models.digits_nets import ViT
 from bench.models.gcn import club
+from bench.source_table import markdown
 from bench.source_tasks import TASKS
-from bench.sources import bits_per_element, chosen
+from bench.source_variants import CURVE, make, named
+from bench.sources import Setting, bits_per_element, run, stored
 from fxcompress.codecs.affine import Affine
+from fxcompress.options import from_mapping
 from fxcompress.presets import PRESETS
 
 
@@ -31,13 +39,27 @@ def test_the_club_is_networkxs_own() -> None:
     assert adjacency.shape == (34, 34) and torch.equal(adjacency, adjacency.t()) and int(labels.sum()) == 17
 
 
-def test_variants_by_name(tmp_path) -> None:
-    static = [name for name, preset in PRESETS.items() if not preset.made_by]
-    names = [variant.name for variant in chosen(",".join(static), "aot_eager", TASKS["cnn"], tmp_path)]
-    assert names == ["plain", *static]
+def test_variants_by_name(tmp_path: Path) -> None:
+    assert {"default", "division", "gact-l2"} <= set(named("all"))
+    assert named("plain,comet,curve") == ["comet", *CURVE] and "ours@comet" in named("matched")
+    assert named("ours@0.05") == ["ours@0.05"]
     with pytest.raises(ValueError, match="'divison'"):
-        chosen("divison", "aot_eager", TASKS["cnn"], tmp_path)
+        named("divison")
+    for name in (*CURVE, *(name for name, preset in PRESETS.items() if not preset.made_by)):
+        from_mapping(make(name, TASKS["cnn"], "aot_eager", tmp_path, lambda _: 0.0).options)
     assert bits_per_element(None) is None
+
+
+def test_a_row_is_measured_once_and_paired_with_the_reference(tmp_path: Path) -> None:
+    setting, path = Setting("gcn", "aot_eager", steps=2, seeds=2, noise_seeds=1), tmp_path / "rows.jsonl"
+    rows = run(setting, ["comet"], path, time.monotonic() + 1e6)
+    assert [row["variant"] for row in rows] == ["plain", "comet"] and rows[0]["difference"] == 0
+    assert rows[1]["saved_bytes"] < rows[0]["saved_bytes"] and 0 < rows[1]["grad_error"] < 1
+    written = path.read_text()
+    assert run(setting, ["comet"], path, 0.0) == [json.loads(line) for line in written.splitlines()]
+    assert path.read_text() == written and "| comet | 4.98 |" in markdown(rows)
+    assert stored(path, replace(setting, steps=3)) == {}
+    assert run(replace(setting, steps=3), ["comet"], path, 0.0) == []
 
 
 def projections(network: nn.Module, images: Tensor) -> list[Tensor]:

@@ -17,6 +17,8 @@ from fxcompress import codecs, compat, pipeline
 from fxcompress.codecs import lowering
 from fxcompress.codecs.affine import Affine, kernel
 from fxcompress.codecs.base import Codec
+from fxcompress.codecs.block2d import Block2d
+from fxcompress.codecs.dual import Dual
 from fxcompress.codecs.groups import LARGEST
 from fxcompress.options import Options
 from fxcompress.testing_graphs import capture, run
@@ -53,7 +55,7 @@ def stored(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return y.to(dtype)
 
 
-def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
+def check(codec: Affine | Block2d, x: torch.Tensor, salt: int = 1) -> None:
     cols = x.shape[-1]
     ours = kernels(codec, cols, x.dtype)
     codes, word = ours.encode(x, salt)
@@ -71,7 +73,7 @@ def check(codec: Affine, x: torch.Tensor, salt: int = 1) -> None:
     assert same(y[normal], stored(clamped, x.dtype)[normal])
 
 
-def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine) -> torch.Tensor:
+def gaussian(shape: tuple[int, ...], dtype: torch.dtype, codec: Affine | Block2d) -> torch.Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
     return (x.relu() if codec.zero_preserving else x).to(dtype)
 
@@ -134,6 +136,46 @@ def test_lead_dimensions_and_strides() -> None:
     check(Affine(bits=4), x)
 
 
+@pytest.mark.parametrize(("index", "codec"), list(enumerate(CODECS)), ids=str)
+def test_cells_of_maps(index: int, codec: Affine) -> None:
+    cells = Block2d(16, 24, 1, codec.bits, 8, codec.rounding, codec.zero_preserving)
+    x = gaussian((2, 3 * 16 * 24), torch.float32, cells)
+    # Cells that hold Inf, a constant, NaN alone, and tiny values.
+    x[0, 5], x[1, :384] = math.inf, 0.3359375
+    x[1, 384 + 8 * 24 : 768] *= torch.finfo(FLOATS[index % 3]).smallest_normal
+    x[0, 768:] = math.nan
+    check(cells, x.to(FLOATS[index % 3]))
+
+
+def test_cells_beyond_the_first_program_and_of_a_row_that_starts_anywhere() -> None:
+    check(Block2d(8, 8), gaussian((130, 64), torch.bfloat16, CODECS[0]))
+    check(Block2d(8, 16), gaussian((1, 129), torch.float32, CODECS[0])[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [
+        (Dual(8, 8), torch.bfloat16),
+        (Dual(16, 16, bits=4), torch.float16),
+        (Dual(24, 40, rounding="nearest"), torch.float32),
+    ],
+    ids=str,
+)
+def test_planes(codec: Dual, dtype: torch.dtype) -> None:
+    """Planes that hold Inf, a constant, NaN alone; offsets; more planes than one program has."""
+    size = codec.height * codec.width
+    x = torch.randn(2, 66 * size, generator=torch.Generator().manual_seed(size)).view(2, 66, size)
+    x[0, 0, 5], x[0, 1], x[0, 2], x[1, :9] = math.inf, 1.5, math.nan, x[1, :9] + 100
+    rows = x.view(2, -1)[:, : (66 if size == 64 else 3) * size].to(dtype).contiguous()
+    ours = kernels(codec, rows.shape[-1], dtype)
+    parts, wanted = ours.encode(rows, 5), codec.encode(rows, 5)
+    finite = wanted[2] != 0x7FC00000
+    assert torch.equal(parts[2], wanted[2]) and not finite.all()
+    assert all(same(one[finite], two[finite]) for one, two in zip(parts, wanted, strict=True))
+    cols = rows.shape[-1]
+    assert same(ours.decode(parts, cols, torch.float32), codec.decode(wanted, cols, torch.float32))
+
+
 @triton.jit
 def invert(scale_ptr, out_ptr, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
@@ -176,15 +218,31 @@ def test_traced_graphs_compute_what_they_were_traced_from(codec: Codec, dtype: t
     assert same(decode(*parts)[0], codec.decode(parts, 128, dtype))
 
 
-def test_a_rewritten_pair_computes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def function(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        for weight in weights:
-            x = torch.nn.functional.gelu(x @ weight)
-        return x
+def products(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    for weight in weights:
+        x = torch.nn.functional.gelu(x @ weight)
+    return x
 
+
+def scaled_maps(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """Without convolutions, whose results lie in channels_last order on a CPU."""
+    for weight in weights:
+        x = torch.nn.functional.gelu(x * weight).cumsum(-1)
+    return x
+
+
+@pytest.mark.parametrize("codec", ["affine", "block2d", "dual"])
+def test_a_rewritten_pair_computes_the_same_with_kernels_and_without(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    pair = capture(function, [torch.randn(32, 64, requires_grad=True), *(torch.randn(64, 64) / 8 for _ in range(2))])
-    options = Options(min_bytes=64, bits=4, operand_bits=4, rounding="stochastic", disable_passes=("outline",))
+    x, weights = torch.randn(32, 64, requires_grad=True), [torch.randn(64, 64) / 8 for _ in range(2)]
+    if codec != "affine":
+        x, weights = torch.randn(2, 4, 16, 8, requires_grad=True), [torch.randn(4, 1, 1) for _ in range(3)]
+    pair = capture(products if codec == "affine" else scaled_maps, [x, *weights])
+    options = Options(
+        min_bytes=64, bits=4, operand_bits=4, codec=codec, rounding="stochastic", disable_passes=("outline",)
+    )
     ran = []
     for on_gpu in (False, True):
         monkeypatch.setattr(lowering, "wanted", lambda _, on_gpu=on_gpu: on_gpu)

@@ -26,13 +26,15 @@ def test_numerics_under_the_interpreter() -> None:
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 85
+    assert passed and int(passed[1]) >= 105
 
 
 STORED = [
     (Affine(bits=2), torch.bfloat16, 256),
     (Affine(bits=4, zero_preserving=True, rounding="nearest"), torch.float32, 1000),
     (Affine(bits=8), torch.float16, 77),
+    (codecs.make("block2d", height=16, width=24), torch.bfloat16, 768),
+    (codecs.make("dual", height=16, width=24), torch.float32, 768),
     (codecs.make("valueset"), torch.bool, 192),
 ]
 
@@ -87,6 +89,14 @@ def test_a_salt_is_put_into_a_traced_graph() -> None:
         (Affine(bits=2, group=48), torch.float32, 96),
         (Affine(bits=1, group=32), torch.float32, 96),
         (codecs.make("float8"), torch.float32, 128),
+        (codecs.make("dual", height=8, width=12), torch.float32, 96),
+        (codecs.make("dual", height=8, width=8, inner=2), torch.float32, 128),
+        (codecs.make("dual", height=8, width=8, bits=1), torch.float32, 64),
+        (codecs.make("dual", height=96, width=96), torch.float32, 9216),
+        (codecs.make("block2d", height=12, width=16), torch.float32, 192),
+        (codecs.make("block2d", height=16, width=16, inner=3), torch.float32, 768),
+        (codecs.make("block2d", height=8, width=8, block=4), torch.float32, 64),
+        (codecs.make("block2d", height=64, width=1), torch.float32, 64),
         (codecs.make("valueset"), torch.bool, 65),
         (codecs.make("valueset"), torch.int64, 128),
         (codecs.make("valueset", count=3), torch.uint8, 128),

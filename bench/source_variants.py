@@ -1,0 +1,102 @@
+"""What `bench.sources` compares: every preset, our defaults, two codecs alone, and our planner at a preset's error."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.source_tasks import Task
+from bench.variants import REFERENCE, Variant
+from fxcompress import calibration, sensitivity
+from fxcompress.options import from_mapping
+from fxcompress.presets import PRESETS
+
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "block2d-2": {"codec": "block2d", "bits": 2, "operand_bits": 2},
+    "affine-2": {"bits": 2, "operand_bits": 2},
+}
+CURVE: Mapping[str, Mapping[str, Any]] = {
+    f"comet-{bits}b-{bound:g}": {"preset": "comet", "bits": bits, "operand_bits": bits, "error_bound": bound}
+    for bits, bound in ((2, 1.0), (4, 0.125), (4, 0.5), (4, 1.0), (8, 0.015625))
+}
+"""Points of COMET's curve by width and bound, in root mean squares, besides the preset (4 bits, 0.25)."""
+MATCH = "ours@"
+"""Starts the name of our planner's fewest bytes at no more error than a variant, or a number, that the rest names."""
+MATCH_GROUP = 256
+"""Elements per range there, as in GACT and ActNN."""
+LARGEST_LIMIT = 0.9
+"""`max_error` is below 1."""
+
+
+def named(names: str) -> list[str]:
+    """Variants by comma-separated names, the reference left out; `all`, `matched` and `curve` stand for several.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    groups = {
+        "all": [*OURS, *PRESETS],
+        "matched": [MATCH + name for name in PRESETS],
+        "curve": ["comet", *CURVE],
+    }
+    wanted = [found for name in names.split(",") for found in groups.get(name, [name]) if found != REFERENCE]
+    known = {*OURS, *PRESETS, *CURVE}
+    if unknown := [name for name in wanted if name.removeprefix(MATCH) not in known and _limit_of(name) is None]:
+        raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join((*groups, *sorted(known)))}")
+    return list(dict.fromkeys(wanted))
+
+
+def make(name: str, task: Task, inner: str, folder: Path, error_of: Callable[[str], float]) -> Variant:
+    """The variant called `name`; plans and tables of what is measured first go to `folder`.
+
+    Args:
+        name: as from `named`.
+        task: whose untrained model and first batch are measured.
+        inner: the inner compiler.
+        folder: an existing folder.
+        error_of: one-step gradient error of another variant, by name.
+    """
+    common = {"inner": inner, "min_bytes": task.min_bytes}
+    if name.startswith(MATCH):
+        limit = _limit_of(name)
+        error = error_of(name.removeprefix(MATCH)) if limit is None else limit
+        return Variant(name, "actcomp", _matched(common, task, error, folder / name))
+    if name in PRESETS and PRESETS[name].made_by:
+        return Variant(name, "actcomp", {"inner": inner, "plan": _calibrated(common, task, folder / f"{name}.json")})
+    settings = OURS.get(name) or CURVE.get(name) or ({"preset": name} if name in PRESETS else {})
+    return Variant(name, "actcomp", {**common, **settings})
+
+
+def _limit_of(name: str) -> float | None:
+    """The number that a name states as its limit, if it states one."""
+    try:
+        return float(name.removeprefix(MATCH)) if name.startswith(MATCH) else None
+    except ValueError:
+        return None
+
+
+def _calibrated(options: Mapping[str, Any], task: Task, path: Path) -> str:
+    """Make the plan of gact-l2 from one step of the untrained model, and say what it cost."""
+    torch.manual_seed(0)
+    module, batch = task.build(), task.batches(0, 1)[0]
+    start = from_mapping({**sensitivity.GACT, **options})
+    began = time.perf_counter()
+    found = sensitivity.calibrate(module, lambda compiled: compiled(*batch), path, options=start)
+    widths = " ".join(str(tensor.bits) for tensor in found.tensors)
+    print(
+        f"gact-l2: {found.backward_passes} backward passes, {time.perf_counter() - began:.1f} s, bits {widths}, "
+        f"expected gradient error {found.expected_error:.3f}"
+    )
+    return str(path)
+
+
+def _matched(options: Mapping[str, Any], task: Task, error: float, path: Path) -> Mapping[str, Any]:
+    """Options under which our planner saves the fewest bytes at a predicted error of at most `error`."""
+    torch.manual_seed(0)
+    module, batch = task.build(), task.batches(0, 1)[0]
+    limited = {**options, "group": MATCH_GROUP, "max_error": min(error, LARGEST_LIMIT)}
+    calibration.calibrate(module, lambda compiled: compiled(*batch), path, options=from_mapping(limited))
+    return {**limited, "calibration": str(path)}
