@@ -25,7 +25,9 @@ from fxcompress.passes.fit_budget import ERROR_WEIGHT, code_cost_s
 from fxcompress.passes.lifetimes import Group, Lifetime, Lifetimes, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_random, is_view, op_name
+from fxcompress.passes.phases import Known as Traits
 from fxcompress.passes.phases import Phase, cut_phases
+from fxcompress.passes.value_sets import ValueSet
 from fxcompress.passes.values import Known, find_values
 from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
@@ -60,10 +62,11 @@ class Model:
     step_s: float
     packed: Mapping[fx.Node, tuple["Packing", ...]]
     """Per value that codecs take, how."""
+    traits: Traits = field(default_factory=dict, compare=False, repr=False)
 
     def sketch(self, name: str, saved: Sequence[fx.Node]) -> "Sketch":
         """What runs in which half if exactly `saved` is handed over."""
-        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs)
+        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits)
         again = sum(self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members)
         return Sketch(self, name, tuple(saved), forward, backward, again)
 
@@ -181,6 +184,8 @@ class _Packer:
     rates: costs.Rates
     error_s_per_byte: float
     statistics: dict[fx.Node, bool] = field(default_factory=dict)
+    found: dict[object, tuple[Packing, ...]] = field(default_factory=dict)
+    """Of values of one kind, size and dtype: layers are alike."""
 
     def ways(self, node: fx.Node) -> tuple[Packing, ...]:
         """The ways to encode the value of `node`, none if no codec takes it."""
@@ -191,11 +196,23 @@ class _Packer:
         if ruled.keep:
             return ()
         if known is not None and known.finite:
-            codec = codecs.make("valueset", lo=known.lo, step=known.step, count=max(known.count, 2))
-            return self._way(val, codec, max((known.count - 1).bit_length(), 1), None)
+            return self._alike(val, known)
         if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node, self.statistics):
             return ()
-        bits = max(ruled.options.bits, ruled.options.operand_bits)
+        return self._alike(val, max(ruled.options.bits, ruled.options.operand_bits))
+
+    def _alike(self, val: torch.Tensor, form: int | ValueSet) -> tuple[Packing, ...]:
+        """How a value is encoded that is one of finitely many, or that lossy codes of so many bits may hold."""
+        key = form, nbytes_of(val), val.dtype
+        if key not in self.found:
+            self.found[key] = self._exact(val, form) if isinstance(form, ValueSet) else self._lossy(val, form)
+        return self.found[key]
+
+    def _exact(self, val: torch.Tensor, known: ValueSet) -> tuple[Packing, ...]:
+        codec = codecs.make("valueset", lo=known.lo, step=known.step, count=max(known.count, 2))
+        return self._way(val, codec, max((known.count - 1).bit_length(), 1), None)
+
+    def _lossy(self, val: torch.Tensor, bits: int) -> tuple[Packing, ...]:
         wide = self._way(val, codecs.make("affine", bits=8, rounding="nearest"), 8 + _METADATA_BITS, 8)
         chosen = self._way(val, codecs.make("affine", bits=bits), bits + _METADATA_BITS, bits)
         return wide if bits == 8 else (*chosen, *wide)
