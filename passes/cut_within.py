@@ -59,13 +59,14 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Cuts:
     """The cuts tried, the best first; what PyTorch's saves, its peak, unencoded, and what it recomputes; modelled
-    seconds of the step."""
+    seconds of the step, and of an error per byte."""
 
     ranked: tuple[Cut, ...]
     plain_saved_bytes: int
     plain_peak_bytes: int
     plain_recompute_s: float
     step_s: float
+    error_s_per_byte: float
 
 
 def cut_within(
@@ -114,7 +115,8 @@ def cut_within(
             search.try_bytes(compiled, like.step_s / max(_plain_nbytes(plain), 1), ", priced as if compiled")
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
-    return Cuts(tuple(sorted(search.found.values(), key=_rank)), saved_nbytes(plain), before, base_s, model.step_s)
+    ranked = tuple(sorted(search.found.values(), key=_rank))
+    return Cuts(ranked, saved_nbytes(plain), before, base_s, model.step_s, model.error_s_per_byte)
 
 
 def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
@@ -229,22 +231,23 @@ class _Search:
             step /= 2
 
     def _by_moment(self, network: CutNetwork, unit: float) -> None:
-        """Price the moments at which a cut is short, and cut by the mean of the prices so far.
-
-        Of the best cut, if it fits, those at which its representations are bound; else that of the last cut's peak.
-        """
+        """Price the moments at which a cut is short, and cut by the mean of the prices so far."""
         for price in MOMENT_PRICES:
-            moments: list[Moments] = []
-            current = self.best
-            for number in range(ROUNDS):
-                fits, fitted = current.cut.fits, current.fitted
-                peak = (current.estimate.peak_slot(fitted.chosen), unit * price)
-                moments.append(price_moments(current.estimate, fitted.prices if fits else [peak]))
-                name = f"ours at {price:g} by moment, round {number + 1}"
-                self.try_own(name, functools.partial(_cut_by, network, moments))
-                current = self.best if self.best.cut.fits else self.last
-            if self.best.cut.fits or self.left <= 0:
-                return
+            if self.best.cut.seconds > 0 or not self.best.cut.fits:
+                self._rounds(network, f"ours at {price:g} by moment", unit * price)
+        if self.best.cut.fits:
+            self._rounds(network, "ours by bound moments", None)
+
+    def _rounds(self, network: CutNetwork, name: str, price: float | None) -> None:
+        """Cut at prices of the last cut's peak; without a `price`, of the moments at which the best cut is bound."""
+        moments: list[Moments] = []
+        current = self.best
+        for number in range(ROUNDS):
+            fitted = current.fitted
+            peak = [] if price is None else [(current.estimate.peak_slot(fitted.chosen), price)]
+            moments.append(price_moments(current.estimate, peak or fitted.prices))
+            self.try_own(f"{name}, round {number + 1}", functools.partial(_cut_by, network, moments))
+            current = self.best if price is None else self.last
 
 
 def _cut_by(network: CutNetwork, moments: Sequence[Moments]) -> list[fx.Node]:
