@@ -53,7 +53,7 @@ class Model:
     def sketch(self, name: str, saved: Sequence[fx.Node]) -> "Sketch":
         """What runs in which half if exactly `saved` is handed over."""
         forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits)
-        again = sum(self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members)
+        again = sum((self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members), 0.0)
         return Sketch(self, name, tuple(saved), forward, backward, again)
 
     def ways(self) -> Ways:

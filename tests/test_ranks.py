@@ -22,6 +22,19 @@ def test_differences_are_named() -> None:
     assert difference(ONE, ONE[:1]) == "1 graphs there and 2 here"
 
 
+class Deep(nn.Module):
+    """A megabyte of weights per layer: DDP's smallest bucket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(512, 512) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = nn.functional.gelu(layer(x))
+        return x
+
+
 def _step(model: nn.Module, options: dict[str, Any], rank: int) -> None:
     compiled = torch.compile(model, backend="actcomp", options={"inner": "aot_eager", "min_bytes": 1024, **options})
     compiled(torch.randn(64, 512, generator=torch.Generator().manual_seed(rank))).square().mean().backward()
@@ -32,8 +45,7 @@ def _rank(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Linear(512, 512), nn.GELU()) for _ in range(4)]
-    model = nn.parallel.DistributedDataParallel(nn.Sequential(*layers), bucket_cap_mb=1)
+    model = nn.parallel.DistributedDataParallel(Deep(), bucket_cap_mb=1)
     _step(model, {"budget": 4_000_000}, rank)
     graphs = fxcompress.compare_ranks()
     gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -55,7 +55,9 @@ def test_the_step_keeps_the_budget_that_its_graphs_share(tmp_path: Path) -> None
     plan_io.save(path, plan)
     with FakeTensorMode():
         module, args = case()
-        needs = needs_of((module, args, {}), partitioner_for(replace(OPTIONS, plan=path), "aot_eager"), "aot_eager")
+        needs = needs_of(
+            (module, args, {}), partitioner_for(Options(inner="aot_eager", plan=path), "aot_eager"), "aot_eager"
+        )
     assert stacked_peak(needs) <= 0.85 * plain_peak()
 
 
