@@ -20,8 +20,6 @@ from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
 
 RESERVED = ("custom_partitioner_fn",)
-_FREEING = {"allow_buffer_reuse": False}
-"""Inductor holds a dead buffer for a later one of its size: up to a third of a step's peak (decision 6)."""
 _previous: list[dict[str, Any]] = []
 
 
@@ -64,9 +62,17 @@ def _compile(
     for key in RESERVED:
         if key in extra:
             raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
-    patches = {**_FREEING, **compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
+    patches = {**_freeing(chosen), **compat.inductor_mode_options(chosen.mode), **extra}
+    patches["custom_partitioner_fn"] = partitioner
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
+
+
+def _freeing(options: Options) -> dict[str, Any]:
+    """What keeps Inductor from holding memory: it lets a dead buffer wait for a later one of its size, up to a third of
+    a step's peak (decision 6), and kernels for others to be fused with (decision 11)."""
+    keep_order = {} if "keep_order" in options.disable_passes else compat.keep_order_setting()
+    return {"allow_buffer_reuse": False, **keep_order}
 
 
 actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]
@@ -91,7 +97,7 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
             "option 'calibration'"
         )
     partitioner = ActcompPartitioner(chosen)
-    _previous.append(compat.set_inductor_config({**_FREEING, "custom_partitioner_fn": partitioner}))
+    _previous.append(compat.set_inductor_config({**_freeing(chosen), "custom_partitioner_fn": partitioner}))
 
 
 def uninstall() -> None:
