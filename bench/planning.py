@@ -4,7 +4,8 @@ GPT-2's 12 layers at reduced width, compiled once by plain Inductor and once und
 is what our partitioner takes more than PyTorch's does; our passes alone are stated apart.
 
 With `--budget 50%`, what ranking the cuts of a joint graph takes in processor time, on fake tensors and nothing
-compiled: in PyTorch's own cut, in its further cuts, and in everything else. GPT-2 XL is `--layers 48 --width 1600 --budget 50%`.
+compiled: in PyTorch's own cut, in its further cuts, and in everything else. GPT-2 XL is
+`--layers 48 --width 1600 --budget 50%`.
 """
 
 import argparse
