@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxcompress.passes.ops import op_name
+from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.phases import Phase
 
 _HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
@@ -47,8 +47,22 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return False
+    if is_random(node):
+        # Drawn once; a loop of other sizes, such as one that packs a mask, reads the numbers from memory.
+        return _is_read_in_other_sizes(node, val.numel(), phase)
     on_cpu = val.device.type == "cpu"
     most_operations, most_reads = (50, 12) if on_cpu else (30, 8)
     if expression.operations > most_operations or reads > most_reads:
         return True
     return len(phase.users(node)) > 1 and (reads > _MOST_READS_IF_REUSED or (on_cpu and expression.heavy))
+
+
+def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
+    """Whether the integers computed from `node`, a mask for example, are put together to fewer."""
+    for user in phase.users(node):
+        val = user.meta.get("val")
+        if not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
+            continue
+        if val.numel() != numel or _is_read_in_other_sizes(user, numel, phase):
+            return True
+    return False
