@@ -44,7 +44,8 @@ class Variant:
     def compile(self, module: nn.Module) -> Callable[..., Tensor]:
         """Wrap `module`; it compiles at the first call, which belongs inside `compiling`."""
         # By its name, the backend is found only where the package is installed.
-        backend = actcomp if self.backend == "actcomp" else self.backend
+        backend: Any = actcomp if self.backend == "actcomp" else self.backend
+        backend = apart(backend) if self.functorch else backend
         compiled: Callable[..., Tensor] = torch.compile(
             recomputing(module) if self.recompute else module, backend=backend, options=dict(self.options) or None
         )
@@ -60,6 +61,17 @@ class Variant:
             if fresh:
                 stack.enter_context(importlib.import_module("torch._inductor.utils").fresh_cache())
             yield
+
+
+def apart(name: str) -> Callable[..., Any]:
+    """A backend of PyTorch's as an object of its own: Dynamo would serve it code that it made for an equal one."""
+    backend = torch._dynamo.lookup_backend(name)
+    return lambda gm, inputs, **options: backend(gm, inputs, **options)
+
+
+def torch_budget(share: float, inner: str) -> Variant:
+    """PyTorch's own partition at an `activation_memory_budget`."""
+    return Variant(f"budget-{share:g}", inner, functorch={"activation_memory_budget": share})
 
 
 def variants(inner: str = "inductor") -> dict[str, Variant]:
@@ -100,9 +112,8 @@ def inductor_variants() -> tuple[Variant, ...]:
 
 def torch_variants() -> tuple[Variant, ...]:
     """What torch itself offers for the same purpose."""
-    # Dynamo tells backends apart by their options: without one, the budget would be served plain Inductor's code.
     return (
-        Variant("budget-0.5", "inductor", {"debug": False}, {"activation_memory_budget": 0.5}),
+        torch_budget(0.5, "inductor"),
         Variant("fp8-pass", "inductor", {"post_grad_fusion_options": FP8_PASS}),
     )
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fxcompress.errors import FxcompressError, GraphError, OptionError, PlanError, UnsupportedGraphError
     from fxcompress.options import Options
     from fxcompress.plan import Decision, GraphPlan, Plan
+    from fxcompress.ranks import compare_ranks
     from fxcompress.trace import explain
 
     __version__: str
@@ -21,6 +22,7 @@ _HOMES = {
     "install": "fxcompress.backend",
     "reports": "fxcompress.backend",
     "uninstall": "fxcompress.backend",
+    "compare_ranks": "fxcompress.ranks",
     "explain": "fxcompress.trace",
     "Options": "fxcompress.options",
     "Decision": "fxcompress.plan",
@@ -47,6 +49,7 @@ __all__ = [
     "UnsupportedGraphError",
     "__version__",
     "actcomp",
+    "compare_ranks",
     "enabled",
     "explain",
     "install",

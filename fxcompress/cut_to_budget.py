@@ -2,7 +2,9 @@
 
 The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten. What only
 shows then (exact needs, the working memory of codecs) may put the peak above the budget: the same cut is tried once
-more with a lower aim, then the next cuts.
+more with a lower aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. It may
+also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as
+well, and the cheapest finished plan is taken.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from fxcompress.pipeline import Result
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""
+NEAR = 0.1
+"""Cuts are ranked once more only if the best of them missed the limit by no more than this share of it."""
 
 
 class Cutter(Protocol):
@@ -48,13 +52,40 @@ class Ranking:
     taken: int = 0
     excess_bytes: int = 0
     """By how much the cut taken missed the limit so far."""
+    least_excess_bytes: int = 0
+    """By how much the best cut did."""
+    lowered_bytes: int = 0
+    """By how much the limit was lowered for the ranking at hand."""
 
     def next(self, error: BudgetError | PlanError) -> None:
         """Aim lower with the same cut once, then take the next one."""
-        if isinstance(error, BudgetError) and not self.excess_bytes:
-            self.excess_bytes = error.peak_bytes - self.limit_bytes
-        else:
-            self.taken, self.excess_bytes = self.taken + 1, 0
+        if isinstance(error, BudgetError):
+            excess = error.peak_bytes - self.limit_bytes
+            self.least_excess_bytes = min(excess, self.least_excess_bytes or excess)
+            if not self.excess_bytes:
+                self.excess_bytes = excess
+                return
+        self.skip()
+        near = 0 < self.least_excess_bytes <= NEAR * self.limit_bytes
+        if self._is_done() and near and not self.lowered_bytes:
+            self.lowered_bytes, self.taken, self.cuts = self.least_excess_bytes, 0, None
+
+    def skip(self) -> None:
+        """Take the next cut."""
+        self.taken, self.excess_bytes = self.taken + 1, 0
+
+    def may_beat(self, result: Result | None) -> bool:
+        """Whether a cut is left to try, and no finished plan costs less than it is estimated to."""
+        if self.cuts is None:
+            return result is None
+        if self._is_done():
+            return False
+        cut = self.cuts.ranked[self.taken]
+        return result is None or (cut.fits and cut.seconds < cost_s(result))
+
+    def _is_done(self) -> bool:
+        most = 1 if self.lowered_bytes else CUTS_TRIED
+        return self.cuts is not None and self.taken >= min(most, len(self.cuts.ranked))
 
     def choose(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> list[fx.Node]:
         if self.cuts is None:
@@ -73,7 +104,7 @@ class Ranking:
         def limit_of(plain_peak_bytes: int) -> int:
             assert self.options.budget is not None
             self.limit_bytes = budget_bytes(self.options.budget, self.plain_peak_bytes or plain_peak_bytes)
-            return self.limit_bytes
+            return max(self.limit_bytes - self.lowered_bytes, 0)
 
         self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
 
@@ -105,17 +136,28 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
         PlanError: a plan is replayed that was made for another graph.
     """
     failures: list[BudgetError | PlanError] = []
-    while chooser.taken < CUTS_TRIED and (chooser.cuts is None or chooser.taken < len(chooser.cuts.ranked)):
+    best: Result | None = None
+    while chooser.may_beat(best):
         with compat.choosing_saved_values(chooser.choose):
             pair = cut(rebuild_more=True)
         if chooser.cuts is None:  # nothing depends on a tangent, and PyTorch did not ask
             return rewriting(pair, None, None)
         try:
-            return rewriting(pair, chooser.cuts.plain_saved_bytes, _budget(chooser))
+            result = rewriting(pair, chooser.cuts.plain_saved_bytes, _budget(chooser))
         except (BudgetError, PlanError) as error:
             failures.append(error)
             chooser.next(error)
-    raise min(failures, key=_height)
+        else:
+            best = result if best is None or cost_s(result) < cost_s(best) else best
+            chooser.skip()
+    if best is None:
+        raise min(failures, key=_height)
+    return best
+
+
+def cost_s(result: Result) -> float:
+    """Modelled seconds of recomputing and coding; plans that are replayed cost nothing to compare."""
+    return sum(fit.recompute_s + fit.code_s for fit in result.plan.fits)
 
 
 def _height(error: BudgetError | PlanError) -> float:
@@ -129,10 +171,11 @@ def _budget(chooser: Ranking) -> Budget:
     lowest = min(other.lowest_peak_bytes for other in chooser.cuts.ranked)
     return Budget(
         limit_bytes=chooser.limit_bytes,
-        target_bytes=max(chooser.limit_bytes - chooser.excess_bytes, 0),
+        target_bytes=max(chooser.limit_bytes - max(chooser.excess_bytes, chooser.lowered_bytes), 0),
         plain_peak_bytes=chooser.plain_peak_bytes or chooser.cuts.plain_peak_bytes,
         lowest_peak_bytes=lowest,
         cut=cut.name,
         recompute_s=max(cut.recompute_s, 0.0),
         step_s=chooser.cuts.step_s,
+        error_s_per_byte=chooser.cuts.error_s_per_byte,
     )

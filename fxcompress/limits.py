@@ -21,7 +21,10 @@ from fxcompress.plan import Accuracy, Fit
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A peak to stay below. `target_bytes` is what is aimed at, `limit_bytes` what is promised."""
+    """A peak to stay below. `target_bytes` is what is aimed at, `limit_bytes` what is promised.
+
+    `error_s_per_byte`: as for `fit_budget`.
+    """
 
     limit_bytes: int
     target_bytes: int
@@ -30,6 +33,7 @@ class Budget:
     cut: str
     recompute_s: float
     step_s: float
+    error_s_per_byte: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,14 @@ def fit_peak(
     budget = limits.budget
     assert budget is not None
     fitted = fit_budget(
-        fw, bw, found.storages, choice, limit_bytes=budget.target_bytes, machine=limits.machine, step_s=budget.step_s
+        fw,
+        bw,
+        found.storages,
+        choice,
+        limit_bytes=budget.target_bytes,
+        machine=limits.machine,
+        step_s=budget.step_s,
+        error_s_per_byte=budget.error_s_per_byte,
     )
     return fitted.choice, _fit_of(budget, fitted.lowest_peak_bytes, fitted.code_s, fitted.bound_s)
 

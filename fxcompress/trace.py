@@ -14,10 +14,11 @@ from torch import fx, nn
 
 from fxcompress import compat, ledger
 from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from fxcompress.errors import FxcompressError
+from fxcompress.errors import BudgetError, FxcompressError
 from fxcompress.options import Options
 from fxcompress.plan import GraphPlan, Plan
-from fxcompress.watch import interpreting, partitioner_for, run_once
+from fxcompress.shared_budget import needs_of, share_budget, sharing
+from fxcompress.watch import Partitioner, interpreting, partitioner_for, run_once
 
 if TYPE_CHECKING:
     from fxcompress.inputs import InputSpec
@@ -38,15 +39,16 @@ def explain(
         inputs: sample inputs; needed if the factory returns only a module.
         options: as for the backend.
 
+    Where the model becomes several graphs, a budget is shared between them (`shared_budget`).
+
     Raises:
         FxcompressError: the model saves nothing for backward.
+        BudgetError: nothing found keeps the budget.
     """
     chosen = dataclasses.replace(options or Options(), save_plan=None)
 
     def capture(case: Case) -> list[GraphPlan]:
-        plans: list[GraphPlan] = []
-        run_once(*case, planning_backend(chosen, plans))
-        return plans
+        return _plans_of(case, chosen)
 
     plans = on_fake_tensors(module_factory, inputs, capture)
     if not plans:
@@ -89,10 +91,33 @@ def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:
     return built if isinstance(built, tuple) and len(built) == 2 else (built, ())
 
 
-def planning_backend(options: Options, plans: list[GraphPlan]) -> Callable[..., Any]:
-    """A backend that partitions and plans, and then interprets the graphs."""
+def _plans_of(case: Case, options: Options) -> list[GraphPlan]:
+    """The plans of a model's graphs; a budget is the whole step's."""
+    plans: list[GraphPlan] = []
+    failure: Exception | None = None
+    try:
+        run_once(*case, planning_backend(options, plans))
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error), BudgetError):
+            raise
+        failure = error
+    if failure is None and (options.budget is None or len(plans) < 2):
+        return plans
+    plain = needs_of(case, partitioner_for(None, options.inner), options.inner)
+    if failure is not None and len(plain) < 2:
+        raise failure
+    shared = share_budget(case, options, plain)
+    plans.clear()
+    run_once(*case, planning_backend(options, plans, sharing(options, shared.budgets)))
+    return plans
 
-    interpret = interpreting(partitioner_for(options, options.inner), options.inner)
+
+def planning_backend(
+    options: Options, plans: list[GraphPlan], partitioner: Partitioner | None = None
+) -> Callable[..., Any]:
+    """A backend that partitions and plans, and then interprets the graphs; `partitioner` if not ours under options."""
+
+    interpret = interpreting(partitioner or partitioner_for(options, options.inner), options.inner)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Mapping[str, Any]) -> Callable[..., Any]:
         before = len(ledger.reports())

@@ -14,8 +14,9 @@ from fxcompress import codecs
 from fxcompress.codecs.base import Codec
 from fxcompress.compat import FakeTensorMode
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.liveness import Machine, buffers_of, find_steps, simulate
+from fxcompress.passes.liveness import Machine, find_steps, simulate
 from fxcompress.passes.phases import phase_of
+from fxcompress.passes.traits import buffers_of
 
 _ROWS, _COLS = 8, 8192
 """Shape of the sample: whole groups of every size, and bytes enough that scalars do not show."""

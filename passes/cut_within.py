@@ -42,6 +42,8 @@ ROUNDS = 6
 """Rounds of prices per moment."""
 BEST = 3
 """So many cuts are surely ranked right; what cannot be among them is not looked into."""
+LOWER = 0.75
+"""Of the limit, what cuts are made for, too: what keeps it with room to spare may cost less than what just does."""
 MOMENT_PRICES = (0.5, 2.0, 8.0)
 """Prices of the moments of a peak, in units of `PRICES`, where nothing fits."""
 Cost = Callable[[fx.Node, Way], float]
@@ -59,13 +61,14 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Cuts:
     """The cuts tried, the best first; what PyTorch's saves, its peak, unencoded, and what it recomputes; modelled
-    seconds of the step."""
+    seconds of the step, and of an error per byte."""
 
     ranked: tuple[Cut, ...]
     plain_saved_bytes: int
     plain_peak_bytes: int
     plain_recompute_s: float
     step_s: float
+    error_s_per_byte: float
 
 
 def cut_within(
@@ -96,7 +99,7 @@ def cut_within(
     own = _fitted(first, limit, base_s)
     small = len(gm.graph.nodes) <= MOST_NODES
     count = WORK // len(gm.graph.nodes) if small else FEWEST
-    search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count)
+    search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count, {})
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
     if small:
         once = compat.recompute_rules(gm.graph, info).fixed
@@ -106,15 +109,24 @@ def cut_within(
                 search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)
     try:
         network = build_network(gm.graph, info, model.ways(), model.seconds)
-        search.try_prices(network, own, model.step_s / max(_plain_nbytes(plain), 1))
+        unit = model.step_s / max(_plain_nbytes(plain), 1)
+        search.try_prices(network, own, unit)
         if not machine.fused:
             # Interpreted codecs are so dear that no one price pays for many; where nothing else fits, they must be.
             like = make_model(gm, plain, options, num_fwd_outputs, Machine(True))
             compiled = build_network(gm.graph, info, like.ways(), like.seconds)
             search.try_bytes(compiled, like.step_s / max(_plain_nbytes(plain), 1), ", priced as if compiled")
+        if small and search.best.cut.seconds > 0:
+            lower = int(LOWER * limit)
+            start = _fitted(first, lower, base_s)
+            other = _Search(model, lower, base_s, start, start, {frozenset(plain): start.cut}, count, search.estimates)
+            other.try_prices(network, start, unit)
+            for cut in other.found.values():
+                search.try_cut(cut.name, cut.saved)
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
-    return Cuts(tuple(sorted(search.found.values(), key=_rank)), saved_nbytes(plain), before, base_s, model.step_s)
+    ranked = tuple(sorted(search.found.values(), key=_rank))
+    return Cuts(ranked, saved_nbytes(plain), before, base_s, model.step_s, model.error_s_per_byte)
 
 
 def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
@@ -166,6 +178,8 @@ class _Search:
     found: dict[frozenset[fx.Node], Cut]
     left: int
     """How many cuts may still be made."""
+    estimates: dict[frozenset[fx.Node], Estimate]
+    """Of cuts that were looked into, for this limit or another."""
 
     def try_own(self, name: str, cut: Callable[[], list[fx.Node]]) -> Cut | None:
         """Make and evaluate a cut; None also where none is left to make."""
@@ -181,8 +195,11 @@ class _Search:
         better = sum(cut.fits and cut.seconds <= sketch.recompute_s - self.base_s for cut in self.found.values())
         if better >= BEST:
             return None
-        self.last = _fitted(sketch.estimate(), self.limit_bytes, self.base_s)
-        self.found[frozenset(saved)] = self.last.cut
+        key = frozenset(saved)
+        if key not in self.estimates:
+            self.estimates[key] = sketch.estimate()
+        self.last = _fitted(self.estimates[key], self.limit_bytes, self.base_s)
+        self.found[key] = self.last.cut
         if _rank(self.last.cut) < _rank(self.best.cut):
             self.best = self.last
         return self.last.cut
@@ -229,22 +246,23 @@ class _Search:
             step /= 2
 
     def _by_moment(self, network: CutNetwork, unit: float) -> None:
-        """Price the moments at which a cut is short, and cut by the mean of the prices so far.
-
-        Of the best cut, if it fits, those at which its representations are bound; else that of the last cut's peak.
-        """
+        """Price the moments at which a cut is short, and cut by the mean of the prices so far."""
         for price in MOMENT_PRICES:
-            moments: list[Moments] = []
-            current = self.best
-            for number in range(ROUNDS):
-                fits, fitted = current.cut.fits, current.fitted
-                peak = (current.estimate.peak_slot(fitted.chosen), unit * price)
-                moments.append(price_moments(current.estimate, fitted.prices if fits else [peak]))
-                name = f"ours at {price:g} by moment, round {number + 1}"
-                self.try_own(name, functools.partial(_cut_by, network, moments))
-                current = self.best if self.best.cut.fits else self.last
-            if self.best.cut.fits or self.left <= 0:
-                return
+            if self.best.cut.seconds > 0 or not self.best.cut.fits:
+                self._rounds(network, f"ours at {price:g} by moment", unit * price)
+        if self.best.cut.fits:
+            self._rounds(network, "ours by bound moments", None)
+
+    def _rounds(self, network: CutNetwork, name: str, price: float | None) -> None:
+        """Cut at prices of the last cut's peak; without a `price`, of the moments at which the best cut is bound."""
+        moments: list[Moments] = []
+        current = self.best
+        for number in range(ROUNDS):
+            fitted = current.fitted
+            peak = [] if price is None else [(current.estimate.peak_slot(fitted.chosen), price)]
+            moments.append(price_moments(current.estimate, peak or fitted.prices))
+            self.try_own(f"{name}, round {number + 1}", functools.partial(_cut_by, network, moments))
+            current = self.best if price is None else self.last
 
 
 def _cut_by(network: CutNetwork, moments: Sequence[Moments]) -> list[fx.Node]:

@@ -6,45 +6,31 @@ the cheapest representations that fit a limit. What can be encoded is estimated 
 needs are known after the cut. Read-only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from fxcompress import codecs, costs
-from fxcompress.codecs.base import Codec
+from fxcompress import costs
 from fxcompress.options import Options
 from fxcompress.passes.alias import distinct_nbytes, nbytes_of, storage_key
-from fxcompress.passes.codec_memory import working_sizes
-from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_cuts import Way, Ways, tensor_of
 from fxcompress.passes.find_masked import find_masked
-from fxcompress.passes.find_rules import rule_for
-from fxcompress.passes.fit_budget import ERROR_WEIGHT, code_cost_s
+from fxcompress.passes.fit_budget import ERROR_WEIGHT
 from fxcompress.passes.lifetimes import Group, Lifetime, Lifetimes, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_random, is_view, op_name
+from fxcompress.passes.pack_values import Packer, Packing, find_operands
+from fxcompress.passes.phases import Known as Traits
 from fxcompress.passes.phases import Phase, cut_phases
-from fxcompress.passes.values import Known, find_values
+from fxcompress.passes.values import find_values
 from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option, curve_of
 
-_METADATA_BITS = 32 / 128
-"""Per element, of groups with a word of metadata each."""
 _RANDOM_PASSES = 8.0
 """Generating random numbers again takes as long as this many passes over memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a value could be encoded: payload bytes, seconds with what its error is weighed at, and what an interpreted
-    encode and decode take besides, in sizes of the value."""
-
-    nbytes: int
-    seconds: float
-    working: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +44,16 @@ class Model:
     machine: Machine
     seconds: Mapping[fx.Node, float]
     step_s: float
-    packed: Mapping[fx.Node, tuple["Packing", ...]]
+    error_s_per_byte: float
+    """What a relative variance of 1 is weighed at, per byte of the value that has it."""
+    packed: Mapping[fx.Node, tuple[Packing, ...]]
     """Per value that codecs take, how."""
+    traits: Traits = field(default_factory=dict, compare=False, repr=False)
 
     def sketch(self, name: str, saved: Sequence[fx.Node]) -> "Sketch":
         """What runs in which half if exactly `saved` is handed over."""
-        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs)
-        again = sum(self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members)
+        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits)
+        again = sum((self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members), 0.0)
         return Sketch(self, name, tuple(saved), forward, backward, again)
 
     def ways(self) -> Ways:
@@ -87,8 +76,9 @@ class Sketch:
         """Take its live bytes apart."""
         groups = _groups(self.saved, self.forward, self.model.user_nodes)
         lifetimes = find_lifetimes(self.forward, self.backward, groups, self.model.machine)
+        operands = find_operands(self.forward, self.backward, self.saved)
         paired = zip(groups, lifetimes.storages, strict=True)
-        return Estimate(self, lifetimes, [_options(self.model, group, lifetime) for group, lifetime in paired])
+        return Estimate(self, lifetimes, [_options(self.model, *pair, operands) for pair in paired])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +141,12 @@ def make_model(
     seconds = {node: _seconds(node, rates) for node in gm.graph.nodes if node.op == "call_function"}
     step_s = sum(seconds.values())
     total = sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
-    packer = _Packer(find_values(gm), find_masked(gm), options, machine, rates, ERROR_WEIGHT * step_s / max(total, 1))
+    error_s = ERROR_WEIGHT * step_s / max(total, 1)
+    packer = Packer(find_values(gm), find_masked(gm), options, machine, rates, error_s)
     packed = {node: ways for node in gm.graph.nodes if (ways := packer.ways(node))}
     (end,) = gm.graph.find_nodes(op="output")
     users = sum(isinstance(item, fx.Node) for item in end.args[0][:num_fwd_outputs])
-    return Model(gm.graph, num_fwd_outputs, users, machine, seconds, step_s, packed)
+    return Model(gm.graph, num_fwd_outputs, users, machine, seconds, step_s, error_s, packed)
 
 
 def saved_nbytes(saved: Sequence[fx.Node]) -> int:
@@ -170,46 +161,6 @@ def _seconds(node: fx.Node, rates: costs.Rates) -> float:
     return costs.recompute_s(node, rates)
 
 
-@dataclass(frozen=True, slots=True)
-class _Packer:
-    """How values could be encoded under the options."""
-
-    values: Known
-    masked: set[fx.Node]
-    options: Options
-    machine: Machine
-    rates: costs.Rates
-    error_s_per_byte: float
-    statistics: dict[fx.Node, bool] = field(default_factory=dict)
-
-    def ways(self, node: fx.Node) -> tuple[Packing, ...]:
-        """The ways to encode the value of `node`, none if no codec takes it."""
-        val = tensor_of(node)
-        if node in self.masked or node.op != "call_function" or val is None or nbytes_of(val) < self.options.min_bytes:
-            return ()
-        ruled, known = rule_for(node, self.options), self.values.get(node)
-        if ruled.keep:
-            return ()
-        if known is not None and known.finite:
-            codec = codecs.make("valueset", lo=known.lo, step=known.step, count=max(known.count, 2))
-            return self._way(val, codec, max((known.count - 1).bit_length(), 1), None)
-        if not ruled.options.lossy or not val.dtype.is_floating_point or is_statistic(node, self.statistics):
-            return ()
-        bits = max(ruled.options.bits, ruled.options.operand_bits)
-        wide = self._way(val, codecs.make("affine", bits=8, rounding="nearest"), 8 + _METADATA_BITS, 8)
-        chosen = self._way(val, codecs.make("affine", bits=bits), bits + _METADATA_BITS, bits)
-        return wide if bits == 8 else (*chosen, *wide)
-
-    def _way(self, val: torch.Tensor, codec: Codec, bits: float, lossy: int | None) -> tuple[Packing, ...]:
-        """`bits` per element are stored; `lossy` is the width of a lossy code."""
-        nbytes = nbytes_of(val)
-        size = int(nbytes // val.element_size() * bits / 8)
-        if size >= nbytes or codec.refuse(val.dtype):
-            return ()
-        seconds = code_cost_s(nbytes, size, lossy, self.error_s_per_byte * nbytes, self.rates)
-        return (Packing(size, seconds, None if self.machine.fused else working_sizes(codec, val.dtype)),)
-
-
 def _ways(model: Model, node: fx.Node) -> tuple[Way, ...]:
     """How a value could be saved: as it is, or encoded; views are not saved, only what they view."""
     val = node.meta.get("val")
@@ -221,7 +172,8 @@ def _ways(model: Model, node: fx.Node) -> tuple[Way, ...]:
     if tensor is None or (is_view(node) and not _is_element(node)):
         return ()
     nbytes = nbytes_of(tensor)
-    packed = [Way(p.seconds, p.nbytes, _scaled(p.working, nbytes)) for p in model.packed.get(node, ())]
+    known = [p for p in model.packed.get(node, ()) if p.for_products and p.for_derivatives]
+    packed = [Way(p.seconds, p.nbytes, _scaled(p.working, nbytes)) for p in known]
     return (Way(0.0, nbytes), *packed)
 
 
@@ -247,7 +199,9 @@ def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> l
     return [Group(tuple(nodes), tuple(nodes)) for nodes in found.values()]
 
 
-def _options(model: Model, group: Group, lifetime: Lifetime) -> list[Option]:
+def _options(model: Model, group: Group, lifetime: Lifetime, operands: Set[fx.Node]) -> list[Option]:
     keep = Option(0.0, tuple(lifetime.kept()))
     known = next((model.packed[node] for node in group.given if node in model.packed), ())
-    return [keep, *(Option(p.seconds, tuple(lifetime.encoded(p.nbytes, p.working))) for p in known)]
+    multiplied = not operands.isdisjoint(group.given)
+    admitted = [p for p in known if (p.for_products if multiplied else p.for_derivatives)]
+    return [keep, *(Option(p.seconds, tuple(lifetime.encoded(p.nbytes, p.working))) for p in admitted)]

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat
+from fxcompress.solve.contract import Contracted, contract
 from fxcompress.solve.maxflow import INFINITE, FlowNetwork, minimum_cut
 
 SOURCE, SINK = 0, 1
@@ -45,7 +46,7 @@ class CutNetwork:
     `saving` and `recomputing` number the edges that stand for it, per value that may be saved or computed again.
     """
 
-    network: FlowNetwork
+    contracted: Contracted
     ways: Ways
     recompute_s: Mapping[fx.Node, float]
     saving: dict[fx.Node, int]
@@ -66,13 +67,17 @@ class CutNetwork:
         costs = {node: min(cost(node, way) for way in self.ways[node]) for node in self.saving}
         again = {node: self.recompute_s.get(node, 0.0) + again_s(node) for node in self.recomputing}
         unit = max([*costs.values(), *again.values(), 1e-30]) / _RESOLUTION
+        network = self.contracted.network
+        capacity = dict.fromkeys((*self.saving.values(), *self.recomputing.values()), 0)
         for node, number in self.saving.items():
             # Among equal costs the cut nearest the source is found: prefer few values over many.
-            self.network.capacity[number] = round(costs[node] / unit) + 1
+            capacity[number] += round(costs[node] / unit) + 1
         for node, number in self.recomputing.items():
-            self.network.capacity[number] = round(again[node] / unit)
-        _, near = minimum_cut(self.network, SOURCE, SINK)
-        return [node for node, number in self.saving.items() if _is_cut(self.network, number, near)]
+            capacity[number] += round(again[node] / unit)
+        for number, units in capacity.items():
+            network.capacity[number] = units
+        _, near = minimum_cut(network, self.contracted.source, self.contracted.sink)
+        return [node for node, number in self.saving.items() if _is_cut(network, number, near)]
 
 
 def build_network(
@@ -88,25 +93,34 @@ def build_network(
     """
     nodes = [node for node in joint.nodes if node.op != "output"]
     entry = {node: 2 * i + 2 for i, node in enumerate(nodes)}
-    edges = CutNetwork(FlowNetwork(2 * len(nodes) + 2), ways, recompute_s, {}, {})
+    network = FlowNetwork(2 * len(nodes) + 2)
+    saving: dict[int, fx.Node] = {}
+    recomputing: dict[int, fx.Node] = {}
     rules = compat.recompute_rules(joint, info)
     for node in nodes:
         if node in rules.backward or node in rules.forced:
-            edges.network.add_edge(entry[node], SINK, INFINITE)
+            network.add_edge(entry[node], SINK, INFINITE)
             continue
         if node in rules.wanted:
-            edges.network.add_edge(entry[node] + 1, SINK, INFINITE)
+            network.add_edge(entry[node] + 1, SINK, INFINITE)
         if node in rules.fixed:
-            edges.network.add_edge(SOURCE, entry[node], INFINITE)
+            network.add_edge(SOURCE, entry[node], INFINITE)
         elif recompute_s.get(node, 0.0) > 0 and info.is_required_fw(node):
-            edges.recomputing[node] = edges.network.add_edge(SOURCE, entry[node], 0)
-        number = edges.network.add_edge(entry[node], entry[node] + 1, INFINITE)
+            recomputing[network.add_edge(SOURCE, entry[node], 0)] = node
+        number = network.add_edge(entry[node], entry[node] + 1, 0 if ways.get(node) else INFINITE)
         if ways.get(node):
-            edges.saving[node] = number
+            saving[number] = node
         for user in node.users:
             if user.op != "output":
-                edges.network.add_edge(entry[node] + 1, entry[user], INFINITE)
-    return edges
+                network.add_edge(entry[node] + 1, entry[user], INFINITE)
+    small = contract(network, SOURCE, SINK)
+    return CutNetwork(
+        small,
+        ways,
+        recompute_s,
+        {node: small.edges[number] for number, node in saving.items() if number in small.edges},
+        {node: small.edges[number] for number, node in recomputing.items() if number in small.edges},
+    )
 
 
 def _is_cut(network: FlowNetwork, number: int, near: list[bool]) -> bool:

@@ -14,7 +14,7 @@ from torch import fx
 from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import source_of
 from fxcompress.passes.linear_in import depends_on_tangents, explain_nonlinear
-from fxcompress.passes.loss_region import Cut, Declined, Region
+from fxcompress.passes.loss_region import Declined, Region, TokenSlice
 from fxcompress.passes.ops import GEMMS, MOVES, full_name, is_attention, op_name
 from fxcompress.passes.row_ops import TokenSum, family, sums_tokens
 from fxcompress.passes.row_slices import cut_of
@@ -76,7 +76,7 @@ class _Search:
     """Products of rows with a weight: gradients of hidden states."""
     other: dict[fx.Node, str] = field(default_factory=dict)
     """What depends on the logits and does not lie in rows, with the reason."""
-    cut: Cut | None = None
+    cut: TokenSlice | None = None
 
     def region(self) -> Region:
         """Close the region; raises `Unchunkable`."""
@@ -174,9 +174,9 @@ class _Search:
         if found is None:
             return
         if op_name(node) == "slice":
-            cut = Cut(shape_of(operand)[uncut.first : uncut.last], *found)
+            cut = TokenSlice(shape_of(operand)[uncut.first : uncut.last], *found)
         elif self.cut is not None:
-            cut = Cut(self.cut.sizes, *found)
+            cut = TokenSlice(self.cut.sizes, *found)
         if self.cut not in (None, cut):
             raise Unchunkable("two slices leave different tokens")
         self.cut = cut

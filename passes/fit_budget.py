@@ -59,6 +59,7 @@ def fit_budget(
     limit_bytes: int,
     machine: Machine,
     step_s: float,
+    error_s_per_byte: float | None = None,
 ) -> Fitted:
     """Choose among keeping and encoding.
 
@@ -69,15 +70,18 @@ def fit_budget(
         limit_bytes: the predicted peak to stay below; the lowest reachable is taken where that is impossible.
         machine: how the pair is run.
         step_s: modelled seconds of the whole step, against which errors are weighed.
+        error_s_per_byte: what a relative variance of 1 is worth per byte, where several cuts are compared; None: such
+            that it is worth `ERROR_WEIGHT` steps in everything that may be encoded.
     """
     encodings = {encoding.storage.root: encoding for encoding in choice.encodings}
     free = [storage for storage in storages if not storage.held_by]
     groups = groups_of(fw, bw, free)
     lifetimes = find_lifetimes(phase_of(fw), phase_of(bw), groups, machine)
     total = sum(encodings[s.root].storage.nbytes for s in free if s.root in encodings)
+    error_s = ERROR_WEIGHT * step_s / max(total, 1) if error_s_per_byte is None else error_s_per_byte
     ways = [_ways(encodings.get(storage.root)) for storage in free]
     items = [
-        [option_of(way, lifetime, machine, ERROR_WEIGHT * step_s / max(total, 1)) for way in options]
+        [option_of(way, lifetime, machine, error_s) for way in options]
         for options, lifetime in zip(ways, lifetimes.storages, strict=True)
     ]
     found = allocate(items, lifetimes.rest_bytes, limit_bytes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxcompress.passes.join_steps import Buffer, Step
-from fxcompress.passes.liveness import Machine, buffers_of, find_steps, is_fused_away, simulate
+from fxcompress.passes.liveness import Machine, find_steps, is_fused_away, simulate
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.phases import Phase
 
@@ -83,14 +83,14 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
         machine: how the step is run.
     """
     first, then = find_steps(forward, machine), find_steps(backward, machine)
-    given = [{key for node in group.given for key, _ in buffers_of(node)} for group in groups]
-    taken = [{key for node in group.taken for key, _ in buffers_of(node)} for group in groups]
+    given = [{key for node in group.given for key in forward.traits(node).keys} for group in groups]
+    taken = [{key for node in group.taken for key in backward.traits(node).keys} for group in groups]
     early = [node for node in forward.returned if machine.fused and node.meta.get("actcomp") == GRADIENT]
-    held = {key for node in (*forward.inputs, *early) for key, _ in buffers_of(node)}
-    kept = {key for out in forward.returned for key, _ in buffers_of(out)}
+    held = {key for node in (*forward.inputs, *early) for key in forward.traits(node).keys}
+    kept = {key for out in forward.returned for key in forward.traits(out).keys}
     before = simulate(first, {}, held.union(*given), kept)
-    own = held | {key for out in backward.returned for key, _ in buffers_of(out)}
-    tangents = {key: size for node in backward.inputs for key, size in buffers_of(node)}
+    own = held | {key for out in backward.returned for key in backward.traits(out).keys}
+    tangents = {key: size for node in backward.inputs for key, size in backward.traits(node).buffers}
     after = simulate(then, tangents, own.union(*taken), set())
     rest = tuple(size for _, size in before + after)
     in_forward, in_backward = _spans(first, 0), _spans(then, len(first))
@@ -124,6 +124,6 @@ def _join(spans: Spans, keys: set[Buffer], end: int, start: int) -> tuple[int, i
 
 def _lifetime(group: Group, keys: set[Buffer], in_forward: Spans, used: tuple[int, int], backward: Phase) -> Lifetime:
     made, last = _join(in_forward, keys, max(used[0] - 1, 0), 0)
-    nbytes = max(size for node in group.given for _, size in buffers_of(node))
+    nbytes = max(size for node in group.given for _, size in backward.traits(node).buffers)
     inline = all(is_fused_away(node, backward) for node in group.taken)
     return Lifetime(nbytes, made, last, *used, inline)

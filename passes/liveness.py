@@ -16,24 +16,15 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Peak
-from fxcompress.passes.alias import storage_key, storage_nbytes
+from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.merge_sums import find_merged
-from fxcompress.passes.ops import GRADIENT, REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.ops import GRADIENT, is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases, phase_of
 from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
+from fxcompress.passes.traits import buffers_of
 from fxcompress.passes.workspace import workspace_nbytes
-
-_OPAQUE = frozenset(
-    "mm bmm addmm baddbmm convolution convolution_backward sort topk _scaled_mm max_pool2d_with_indices_backward "
-    "nonzero cumsum embedding_dense_backward native_layer_norm native_batch_norm native_layer_norm_backward".split()
-)
-_SCATTERS = frozenset(
-    "scatter scatter_add scatter_reduce index_put index_put_ _unsafe_index_put "
-    "_unsafe_masked_index_put_accumulate".split()
-)
-"""Kernels that Inductor generates, but never computes where their result is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,42 +125,9 @@ def _peak(before: Half, after: Half, handed: Sequence[fx.Node]) -> Peak:
     )
 
 
-def buffers_of(node: fx.Node) -> list[tuple[Buffer, int]]:
-    """The storage behind a node's tensor and its bytes; nothing for sizes, tuples and subclasses."""
-    key = storage_key(node)
-    return [] if key is None else [(key, storage_nbytes(node.meta["val"]))]
-
-
-def _result_buffers(node: fx.Node) -> list[tuple[Buffer, int]]:
-    """Storages of a node's value, or of every element of its tuple."""
-    val = node.meta.get("val")
-    if isinstance(val, torch.Tensor):
-        return buffers_of(node)
-    items = [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
-    return [(int(item.untyped_storage()._cdata), storage_nbytes(item)) for item in items]
-
-
-def is_opaque(node: fx.Node) -> bool:
-    """Kernels that Inductor calls and does not generate: they read and write memory."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "inductor_prims"):
-        return True
-    return op_name(node) in _OPAQUE or is_attention(node) or _is_called_scatter(node)
-
-
-def _is_called_scatter(node: fx.Node) -> bool:
-    """On a CPU, Inductor leaves additions at given places to ATen if several threads would write at once."""
-    if op_name(node) not in ("scatter_add", "scatter_reduce") or torch.get_num_threads() == 1:
-        return False
-    val = node.meta.get("val")
-    return isinstance(val, torch.Tensor) and val.device.type == "cpu"
-
-
 def is_inlined(node: fx.Node, phase: Phase) -> bool:
     """Whether Inductor computes `node` where it is read. Views follow what they view."""
-    if node.op != "call_function" or is_view(node) or is_opaque(node) or op_name(node) in REDUCTIONS | _SCATTERS:
-        return False
-    return is_fused_away(node, phase)
+    return phase.traits(node).pointwise and is_fused_away(node, phase)
 
 
 def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
@@ -179,7 +137,7 @@ def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
         not node.all_input_nodes
         and node not in phase.leaving
         and len(users) == 1
-        and all(op_name(user) in _SCATTERS and user.args[0] is node for user in users)
+        and all(phase.traits(user).scatters and user.args[0] is node for user in users)
     )
 
 
@@ -187,39 +145,42 @@ def is_fused_away(node: fx.Node, phase: Phase) -> bool:
     """Whether every reader in this phase is a kernel that Inductor generates."""
     if node in phase.leaving:
         return False
-    return all(is_fused_away(user, phase) if is_view(user) else not is_opaque(user) for user in phase.users(node))
+    for user in phase.users(node):
+        traits = phase.traits(user)
+        if not (is_fused_away(user, phase) if traits.view else not traits.opaque):
+            return False
+    return True
 
 
 def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
-    through: dict[fx.Node, frozenset[Buffer]] = {
-        node: frozenset(key for key, _ in buffers_of(node)) for node in phase.inputs
-    }
+    through: dict[fx.Node, frozenset[Buffer]] = {node: phase.traits(node).keys for node in phase.inputs}
     steps: list[Step] = []
     seen: set[Buffer] = set()
     taken: dict[fx.Node, Expression] = {}
     merged = find_merged(phase) if machine.fused and _on_cpu(phase) else {}
     sums = set(merged.values())
     for node in phase.nodes:
-        reads = frozenset[Buffer]().union(*(through.get(arg, frozenset()) for arg in node.all_input_nodes))
+        traits = phase.traits(node)
+        reads = frozenset[Buffer]().union(*[through[arg] for arg in traits.inputs if arg in through])
         if node.op != "call_function":
-            through[node] = frozenset(key for key, _ in buffers_of(node))
+            through[node] = traits.keys
         elif node.target is operator.getitem:
             # One element keeps no other alive.
-            through[node] = frozenset(key for key, _ in buffers_of(node)) & reads or reads
+            through[node] = traits.keys & reads or reads
         elif node in merged or (node not in sums and _runs_nothing(node, phase, machine, reads, taken)):
             through[node] = reads
         else:
-            made = [(key, size) for key, size in _result_buffers(node) if key not in seen]
+            made = tuple(item for item in traits.results if item[0] not in seen)
             seen.update(key for key, _ in made)
-            through[node] = frozenset(key for key, _ in _result_buffers(node)) or reads
+            through[node] = traits.result_keys or reads
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
-            generated = machine.fused and not is_opaque(node) and node not in sums
-            in_place = generated and op_name(node) not in _SCATTERS
-            steps.append(Step(node.name, tuple(made), tuple(sorted(reads)), in_place, generated, workspace))
+            generated = machine.fused and not traits.opaque and node not in sums
+            in_place = generated and not traits.scatters
+            steps.append(Step(node.name, made, tuple(sorted(reads)), in_place, generated, workspace))
     if not machine.fused:
         return steps
-    joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key, _ in buffers_of(node)))
+    joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key in phase.traits(node).keys))
     return join_in_a_row(joined) if _on_cpu(phase) else joined
 
 
@@ -232,7 +193,7 @@ def _runs_nothing(
     node: fx.Node, phase: Phase, machine: Machine, reads: frozenset[Buffer], taken: dict[fx.Node, Expression]
 ) -> bool:
     """Whether no memory is touched at `node`; `taken` receives what its readers compute instead."""
-    if is_view(node) and (machine.fused or _views_input(node)):
+    if phase.traits(node).view and (machine.fused or _views_input(node, phase)):
         taken[node] = next((taken[arg] for arg in node.all_input_nodes if arg in taken), LOAD)
         return True
     if machine.fused and _is_scattered_into(node, phase):
@@ -246,11 +207,10 @@ def _runs_nothing(
     return True
 
 
-def _views_input(node: fx.Node) -> bool:
+def _views_input(node: fx.Node, phase: Phase) -> bool:
     """An `_unsafe_view` or `reshape` may copy: only a shared storage makes it free."""
-    keys = {key for arg in node.all_input_nodes for key, _ in _result_buffers(arg)}
-    own = {key for key, _ in _result_buffers(node)}
-    return own <= keys
+    keys = frozenset[Buffer]().union(*(phase.traits(arg).result_keys for arg in node.all_input_nodes))
+    return phase.traits(node).result_keys <= keys
 
 
 def simulate(

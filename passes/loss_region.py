@@ -10,7 +10,7 @@ from fxcompress.passes.token_rows import Read, Rows, shape_of
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class TokenSlice:
     """A slice along one of the token dimensions, after which fewer tokens are left."""
 
     sizes: tuple[int | torch.SymInt, ...]
@@ -38,7 +38,7 @@ class Region:
     chain: tuple[fx.Node, ...]
     gradient: frozenset[fx.Node]
     """Members that depend on the tangent."""
-    cut: Cut | None
+    cut: TokenSlice | None
 
     @property
     def members(self) -> tuple[fx.Node, ...]:

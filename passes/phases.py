@@ -6,11 +6,15 @@ save, as PyTorch's partitioner would extract and order them, without building a 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
 from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.traits import Traits, traits_of
+
+Known = dict[fx.Node, Traits]
+"""Traits of the nodes of a graph, as far as they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +30,25 @@ class Phase:
     members: frozenset[fx.Node]
     leaving: frozenset[fx.Node]
     """`returned` as a set."""
+    known: Known = field(default_factory=dict, compare=False, repr=False)
+
+    def traits(self, node: fx.Node) -> Traits:
+        """Its traits, which all phases of a graph share."""
+        found = self.known.get(node)
+        if found is None:
+            found = self.known[node] = traits_of(node)
+        return found
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         """The nodes of this phase that read `node`."""
         return [user for user in node.users if user in self.members]
 
 
-def make_phase(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node], returned: Iterable[object]) -> Phase:
+def make_phase(
+    nodes: Iterable[fx.Node], inputs: Iterable[fx.Node], returned: Iterable[object], known: Known | None = None
+) -> Phase:
     ran, left = tuple(nodes), tuple(item for item in returned if isinstance(item, fx.Node))
-    return Phase(ran, tuple(inputs), left, frozenset(ran), frozenset(left))
+    return Phase(ran, tuple(inputs), left, frozenset(ran), frozenset(left), {} if known is None else known)
 
 
 def phase_of(gm: fx.GraphModule) -> Phase:
@@ -43,7 +57,9 @@ def phase_of(gm: fx.GraphModule) -> Phase:
     return make_phase(nodes, placeholders(gm), outputs(gm))
 
 
-def cut_phases(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int) -> tuple[Phase, Phase]:
+def cut_phases(
+    joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int, traits: Known | None = None
+) -> tuple[Phase, Phase]:
     """The forward and the backward that a joint graph falls into if exactly `saved` is handed over.
 
     The backward runs its nodes in the joint graph's order, each recomputed value right before what first needs it
@@ -53,6 +69,7 @@ def cut_phases(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int) 
         joint: the graph, its outputs the user's first and then the gradients.
         saved: the values to hand over; inputs of the graph may be among them, and are at hand in any case.
         num_fwd_outputs: how many outputs are the user's.
+        traits: of the graph's nodes, where several cuts of it are looked at.
     """
     (end,) = joint.find_nodes(op="output")
     results = [item if isinstance(item, fx.Node) else None for item in end.args[0]]
@@ -63,8 +80,9 @@ def cut_phases(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int) 
     known = dict.fromkeys([*given, *saved])
     backward = _needed(gradients, known.__contains__)
     held = [node for node in given if not _is_tangent(node)]
-    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved])
-    return before, make_phase(_lazily(backward, order), known, gradients)
+    shared: Known = {} if traits is None else traits
+    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved], shared)
+    return before, make_phase(_lazily(backward, order), known, gradients, shared)
 
 
 def _needed(targets: Iterable[fx.Node | None], known: Callable[[fx.Node], bool]) -> set[fx.Node]:

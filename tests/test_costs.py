@@ -38,6 +38,15 @@ def test_pointwise_is_cheaper_than_a_copy_and_views_are_free() -> None:
     assert costs.recompute_s(node_of(pair.fw, "t"), CPU) == 0
 
 
+def test_interpreted_kernels_bound_by_arithmetic_cost_more_than_their_traffic() -> None:
+    """A pool over a map takes tens of times as long as an addition to it (measured: 80)."""
+    rates = costs.rates_of(torch.device("cpu"), fused=False)
+    x = torch.randn(4, 8, 32, 32, requires_grad=True)
+    pair = capture(lambda x: F.max_pool2d(x + 1, 3, 2, 1), (x,))
+    pool, addition = (costs.recompute_s(node_of(pair.fw, n), rates) for n in ("max_pool2d_with_indices", "add"))
+    assert pool > 20 * addition
+
+
 def test_symbolic_sizes_count_by_their_hint() -> None:
     inputs = (torch.randn(8, 16, requires_grad=True), torch.randn(16, 4, requires_grad=True))
     static, symbolic = (capture(torch.mm, inputs, dynamic=dynamic) for dynamic in (False, True))

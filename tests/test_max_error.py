@@ -118,7 +118,7 @@ def test_a_limit_that_no_choice_within_the_budget_keeps_is_refused(monkeypatch: 
 
     monkeypatch.setattr("fxcompress.passes.cut_within.build_network", no_network)
     monkeypatch.setattr("fxcompress.passes.cut_within.MEMORY_BUDGETS", ())
-    for module in ("fit_budget", "estimate_cut"):
+    for module in ("fit_budget", "pack_values"):
         monkeypatch.setattr(f"fxcompress.passes.{module}.working_sizes", lambda codec, dtype: (0.0, 0.0))
     model, inputs = case()
     strict = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 2**-20, "budget": "85%"})

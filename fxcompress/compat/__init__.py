@@ -22,6 +22,7 @@ from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
 from fxcompress.compat.partitioner import TorchChoice as TorchChoice
 from fxcompress.compat.partitioner import ask_what_to_save as ask_what_to_save
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
+from fxcompress.compat.partitioner import cutter as cutter
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.scene import CompileScene as CompileScene

@@ -1,6 +1,7 @@
 """What fxcompress uses of PyTorch's partitioner: its cut, its question what to save, and its rules."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,6 +38,22 @@ def partition(
             num_fwd_outputs=num_fwd_outputs,
             static_lifetime_input_indices=list(static_lifetime_input_indices or []),
         )
+
+
+def cutter(
+    joint: fx.GraphModule,
+    joint_inputs: object,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None,
+) -> Callable[..., Partition]:
+    """`partition` for the graph that a partitioner was called with; `rebuild_more` is left to state."""
+    return functools.partial(
+        partition,
+        joint,
+        joint_inputs,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_indices=static_lifetime_input_indices,
+    )
 
 
 NodeInfo = Any

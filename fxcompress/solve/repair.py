@@ -1,6 +1,7 @@
 """Make a choice of options fit a limit, then as cheap as it gets item by item: the heuristics of the allocation."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from fxcompress.solve.slots import Items, Option, bytes_at, cheapest, curve_of, merge
 
@@ -52,19 +53,25 @@ def _moves(items: Items, now: Sequence[int], slot: int) -> list[tuple[float, int
 
 def _changed(items: Items, curve: list[int], now: list[int], i: int, r: int, most: int) -> bool:
     """Let item `i` take option `r`, if no slot that this raises gets higher than `most`."""
-    old, new = items[i][now[i]], items[i][r]
-    _apply(curve, old, -1)
-    _apply(curve, new, 1)
-    if all(
-        curve[slot] <= most or bytes_at(new, slot) <= bytes_at(old, slot)
-        for first, last, _ in new.ranges
-        for slot in range(first, last + 1)
-    ):
-        now[i] = r
-        return True
-    _apply(curve, new, -1)
-    _apply(curve, old, 1)
-    return False
+    steps = _difference(items[i][now[i]], items[i][r])
+    if any(change > 0 and max(curve[first:end]) + change > most for first, end, change in steps):
+        return False
+    for first, end, change in steps:
+        curve[first:end] = [size + change for size in curve[first:end]]
+    now[i] = r
+    return True
+
+
+def _difference(old: Option, new: Option) -> list[tuple[int, int, int]]:
+    """Bytes that `new` holds beyond `old`, where that is not 0: first slot, the slot after the last, bytes."""
+    change: dict[int, int] = {}
+    for sign, option in ((-1, old), (1, new)):
+        for first, last, nbytes in option.ranges:
+            change[first] = change.get(first, 0) + sign * nbytes
+            change[last + 1] = change.get(last + 1, 0) - sign * nbytes
+    edges = sorted(change)
+    heights = accumulate(change[edge] for edge in edges)
+    return [(a, b, height) for (a, b), height in zip(pairwise(edges), heights, strict=False) if height and a < b]
 
 
 def _cheapen(items: Items, curve: list[int], limit: int, now: list[int]) -> None:
@@ -78,9 +85,3 @@ def _cheapen(items: Items, curve: list[int], limit: int, now: list[int]) -> None
     for _, i, r in sorted(gains):
         if items[i][r].cost < items[i][now[i]].cost:
             _changed(items, curve, now, i, r, limit)
-
-
-def _apply(curve: list[int], option: Option, sign: int) -> None:
-    for first, last, nbytes in option.ranges:
-        change = sign * nbytes
-        curve[first : last + 1] = [size + change for size in curve[first : last + 1]]

@@ -1,0 +1,82 @@
+"""Which of the ranked cuts are finished: no fewer than the cheapest plan needs, and no more than three."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fxcompress.cut_to_budget import Ranking, cut_to_budget
+from fxcompress.errors import BudgetError
+from fxcompress.options import Options
+from fxcompress.passes.cut_within import Cuts
+from fxcompress.passes.estimate_cut import Cut
+
+LIMIT = 1000
+
+
+def ranked(*seconds: float) -> Cuts:
+    """Cuts that are estimated to cost so much."""
+    cuts = tuple(Cut(f"cut {i}", (), 500, cost, 0.0, True) for i, cost in enumerate(seconds))
+    return Cuts(cuts, 0, 2000, 0.0, 1.0, 0.0)
+
+
+def finished(seconds: float) -> Any:
+    """A result whose plan costs so much."""
+    return SimpleNamespace(plan=SimpleNamespace(fits=(SimpleNamespace(recompute_s=seconds, code_s=0.0),)))
+
+
+class Finishing:
+    """Rewrites the cuts in turn: into plans of these costs, or errors at these peaks."""
+
+    def __init__(self, *outcomes: float | int) -> None:
+        self.outcomes, self.cuts, self.targets = list(outcomes), list[str](), list[int]()
+
+    def __call__(self, pair: Any, plain_saved_bytes: int | None, budget: Any) -> Any:
+        self.cuts.append(budget.cut)
+        self.targets.append(budget.target_bytes)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, int):
+            raise BudgetError("too high", peak_bytes=outcome)
+        return finished(outcome)
+
+
+def cut_nothing(*, rebuild_more: bool) -> Any:
+    """Stands for PyTorch's extraction."""
+    return None
+
+
+def chooser_of(cuts: Cuts) -> Ranking:
+    return Ranking(Options(budget=LIMIT), 1, None, limit_bytes=LIMIT, cuts=cuts)
+
+
+def test_a_plan_as_cheap_as_estimated_is_taken_at_once() -> None:
+    finishing = Finishing(1.0)
+    assert cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0, 2.0))).plan.fits[0].recompute_s == 1.0
+    assert finishing.cuts == ["cut 0"]
+
+
+@pytest.mark.parametrize(
+    "outcomes, tried, best", [((5.0, 2.5), 2, 2.5), ((5.0, 6.0, 7.0), 3, 5.0), ((5.0, 1100, 1100, 3.0), 3, 3.0)]
+)
+def test_the_cheapest_finished_plan_is_kept(outcomes: tuple[float, ...], tried: int, best: float) -> None:
+    """The third is estimated at 3, and finished only if what there is costs more; one that misses is tried twice."""
+    finishing = Finishing(*outcomes)
+    result = cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0, 2.0, 3.0, 4.0)))
+    assert result.plan.fits[0].recompute_s == best
+    assert len(set(finishing.cuts)) == tried and not finishing.outcomes
+
+
+@pytest.mark.parametrize("peak, again", [(1050, True), (1200, False)])
+def test_what_just_missed_is_ranked_once_more_for_a_lower_limit(peak: int, again: bool) -> None:
+    chooser = chooser_of(ranked(1.0))
+    finishing = Finishing(peak, peak, 4.0)
+
+    def cut(*, rebuild_more: bool) -> Any:
+        chooser.cuts = chooser.cuts or ranked(2.0)
+
+    if not again:
+        with pytest.raises(BudgetError, match="too high"):
+            cut_to_budget(cut, finishing, chooser)
+        return
+    assert cut_to_budget(cut, finishing, chooser).plan.fits[0].recompute_s == 4.0
+    assert finishing.targets == [LIMIT, LIMIT - 50, LIMIT - 50]
