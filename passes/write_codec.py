@@ -15,9 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
-from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
+from fxcompress.codecs.order import MemoryOrder, from_rows, memory_order, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.splice import PREFIX, inline, refresh_values
 from fxcompress.plan import OPERATOR, TRITON
 
@@ -53,6 +54,9 @@ def write_encode(
     parts = inline(graph, template, arguments, names, fresh=fresh)
     if encoding.lowering == TRITON:
         lowering.set_salt(parts[0].all_input_nodes[0], salt)
+        if encoding.order == memory_order(encoding.source.meta["val"]):
+            # Else the kernel gets a copy, and others that read the tensor compute it again.
+            compat.store_in_memory(encoding.source)
     return parts
 
 
@@ -185,7 +189,34 @@ def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
 
     with compat.fake_mode_of([val]), torch.no_grad():
         parts = [torch.empty((*order.lead, *f.shape), dtype=f.dtype, device=val.device) for f in fields]
-        return _clean(make_fx(decode, **_how(val, decompositions))(*parts))
+        unpacked = _clean(make_fx(decode, **_how(val, decompositions))(*parts))
+        if lowering.wanted(val):
+            _cast_last(unpacked)
+    return unpacked
+
+
+def _cast_last(gm: fx.GraphModule) -> None:
+    """Let a decode cast its values when they have the tensor's sizes, not before.
+
+    Inductor stores what is computed last and views that; groups viewed as heads it can only copy.
+    """
+    (output,) = gm.graph.find_nodes(op="output")
+    (last,) = output.args[0]
+    while op_name(last) == "permute":
+        last = last.args[0]
+    cast = last
+    while is_view(cast) and len(cast.users) == 1:
+        cast = cast.args[0]
+    if cast is last or op_name(cast) != "convert_element_type" or len(cast.users) != 1:
+        return
+    cast.replace_all_uses_with(cast.args[0])
+    with gm.graph.inserting_after(last):
+        moved = gm.graph.create_node("call_function", cast.target, (last, *cast.args[1:]), cast.kwargs)
+    last.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
+    gm.graph.erase_node(cast)
+    nodes = list(gm.graph.nodes)
+    refresh_values(node for node in nodes[nodes.index(moved) - 1 :] if node.op == "call_function")
+    gm.recompile()
 
 
 def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:

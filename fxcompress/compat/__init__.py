@@ -233,6 +233,14 @@ def force_stride_order() -> Any:
     return torch.ops.prims.inductor_force_stride_order.default
 
 
+def store_in_memory(node: fx.Node) -> None:
+    """Let Inductor store this result once, in the strides that the graph states, instead of computing it where it is read.
+
+    `node.meta["inductor_realize_to_strides"]`, which `GraphLowering.run_node` reads: run in 2.13, read in 2.11.
+    """
+    node.meta["inductor_realize_to_strides"] = True
+
+
 def invoke_subgraph() -> Any:
     """The operator that calls a subgraph by name; Inductor compiles equal names once.
 
