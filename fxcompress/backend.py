@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxcompress import compat, ledger
@@ -18,6 +19,7 @@ from fxcompress.first_call import FirstCall
 from fxcompress.ledger import reports as reports
 from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.realize import FOR_GPU
 
 RESERVED = ("custom_partitioner_fn",)
 _FREEING = {"allow_buffer_reuse": False}
@@ -64,7 +66,9 @@ def _compile(
     for key in RESERVED:
         if key in extra:
             raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
-    patches = {**_FREEING, **compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
+    on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
+    own = {**_FREEING, **(FOR_GPU if on_gpu else {})}
+    patches = {**own, **compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
 
@@ -91,7 +95,8 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
             "option 'calibration'"
         )
     partitioner = ActcompPartitioner(chosen)
-    _previous.append(compat.set_inductor_config({**_FREEING, "custom_partitioner_fn": partitioner}))
+    own = {**_FREEING, **(FOR_GPU if torch.cuda.is_available() else {})}
+    _previous.append(compat.set_inductor_config({**own, "custom_partitioner_fn": partitioner}))
 
 
 def uninstall() -> None:

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
-from fxcompress.codecs.order import MemoryOrder, from_rows, memory_order, to_rows
+from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.ops import is_view, op_name
@@ -54,9 +54,6 @@ def write_encode(
     parts = inline(graph, template, arguments, names, fresh=fresh)
     if encoding.lowering == TRITON:
         lowering.set_salt(parts[0].all_input_nodes[0], salt)
-        if encoding.order == memory_order(encoding.source.meta["val"]):
-            # Else the kernel gets a copy, and others that read the tensor compute it again.
-            compat.store_in_memory(encoding.source)
     return parts
 
 

@@ -31,7 +31,9 @@ from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
 from fxcompress.compat.tracing import decomposition_of as decomposition_of
+from fxcompress.compat.tracing import is_stored as is_stored
 from fxcompress.compat.tracing import make_graph_module as make_graph_module
+from fxcompress.compat.tracing import store_in_memory as store_in_memory
 
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""
@@ -178,7 +180,7 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`; returns the old. Run in 2.13, read in 2.11."""
+    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `realize_…`; returns the old. Run in 2.13, read in 2.11."""
     from torch._inductor import config
 
     previous = {name: getattr(config, name) for name in values}
@@ -231,14 +233,6 @@ def force_stride_order() -> Any:
     import torch._inductor.inductor_prims
 
     return torch.ops.prims.inductor_force_stride_order.default
-
-
-def store_in_memory(node: fx.Node) -> None:
-    """Let Inductor store this result once, in the strides that the graph states, instead of computing it where it is read.
-
-    `node.meta["inductor_realize_to_strides"]`, which `GraphLowering.run_node` reads: run in 2.13, read in 2.11.
-    """
-    node.meta["inductor_realize_to_strides"] = True
 
 
 def invoke_subgraph() -> Any:
