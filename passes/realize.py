@@ -20,10 +20,10 @@ from fxcompress.passes.phases import Phase
 _HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
 """What Inductor does not compute twice on a CPU."""
 FOR_GPU: Mapping[str, int] = MappingProxyType({"realize_opcount_threshold": 64, "realize_reads_threshold": 5})
-"""Settings of Inductor's for graphs on a GPU, where it draws the line at 30 operations, or 4 reads of what is read twice.
+"""Settings of Inductor's for graphs on a GPU; its own are 30 operations, and 4 reads of what is read twice.
 
-A decode brings some 20 operations and one read more than the tensor it stands for. At Inductor's own line, the decoded
-argument of a batch norm's derivative is written in fp32 and read back (`python -m bench.traffic`, decision 14).
+A decode brings some 20 operations and one read more than the tensor it stands for. At Inductor's own line, a batch
+norm's derivative with its decoded argument is written in fp32 and read back (`python -m bench.traffic`, decision 14).
 """
 _MOST_READS_IF_REUSED = 4
 
@@ -51,8 +51,8 @@ def expression_of(node: fx.Node, known: dict[fx.Node, Expression]) -> Expression
 def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> bool:
     """Whether a pointwise result is stored, although every reader could compute it from `reads` buffers.
 
-    `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13, with
-    `FOR_GPU`.
+    `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13,
+    and `FOR_GPU`.
     """
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):

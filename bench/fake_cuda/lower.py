@@ -51,11 +51,13 @@ class Lowered:
         graph: Inductor's `GraphLowering`; its scheduler's nodes are the kernels.
         source: the wrapper code with every Triton kernel in it.
         output_strides: of each output tensor, as Inductor chose it; None for what is no tensor.
+        output_buffers: names of the buffers behind the outputs; empty for what is no tensor.
     """
 
     graph: Any
     source: str
     output_strides: tuple[tuple[int, ...] | None, ...]
+    output_buffers: tuple[str, ...]
 
 
 def lower(
@@ -93,17 +95,22 @@ def lower(
         with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]):
             graph.run(*inputs)
             strides = tuple(_strides(out) for out in graph.graph_outputs)
+            buffers = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
             code, _ = graph.codegen()
-    return Lowered(graph, code.value, strides)
+    return Lowered(graph, code.value, strides, buffers)
 
 
 def _inputs(gm: fx.GraphModule) -> list[Any]:
     return [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
 
 
-def _strides(output: Any) -> tuple[int, ...] | None:
+def _is_tensor(output: Any) -> bool:
     from torch._inductor import ir
 
-    if not isinstance(output, ir.IRNode) or not output.has_tensor_output():
+    return isinstance(output, ir.IRNode) and output.has_tensor_output()
+
+
+def _strides(output: Any) -> tuple[int, ...] | None:
+    if not _is_tensor(output):
         return None
     return tuple(int(stride) for stride in output.get_layout().stride)

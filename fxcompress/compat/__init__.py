@@ -180,7 +180,8 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `realize_…`; returns the old. Run in 2.13, read in 2.11."""
+    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `realize_opcount_threshold`,
+    `realize_reads_threshold`; returns the old. Run in 2.13, read in 2.11."""
     from torch._inductor import config
 
     previous = {name: getattr(config, name) for name in values}
