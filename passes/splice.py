@@ -183,30 +183,23 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
 
     As `refresh_values`, without running the operators: equal layers make many copies.
     """
-    bases: dict[int, torch.Tensor] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
     for node, argument in zip(placeholders(template), arguments, strict=True):
-        bases[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"]
+        storages[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"].untyped_storage()
 
     def own(val: Any) -> Any:
-        return _own_storage(val, bases) if isinstance(val, torch.Tensor) else val
+        if not isinstance(val, torch.Tensor):
+            return val
+        theirs = val.untyped_storage()
+        if theirs._cdata not in storages:
+            storages[theirs._cdata] = torch.UntypedStorage(theirs.nbytes(), device="meta")  # type: ignore[no-untyped-call]
+        return compat.in_storage(val, storages[theirs._cdata])
 
     for node in copies:
         # A kernel's results come by name.
         val = node.meta["val"]
         by_name = isinstance(val, dict)
         node.meta["val"] = {k: own(v) for k, v in val.items()} if by_name else fx.node.map_aggregate(val, own)
-
-
-def _own_storage(val: torch.Tensor, bases: dict[int, torch.Tensor]) -> torch.Tensor:
-    """A value like `val`, in the storage that `bases` holds for its storage, or in a new one."""
-    key = val.untyped_storage()._cdata
-    with val.fake_mode:  # type: ignore[attr-defined]
-        if key not in bases:
-            bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
-            return bases[key]
-        base = bases[key]
-        base = base if base.dtype is val.dtype else base.view(val.dtype)
-        return base.as_strided(val.shape, val.stride(), val.storage_offset())
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:

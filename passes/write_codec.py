@@ -16,9 +16,9 @@ from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
 from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
+from fxcompress.passes.cast_last import cast_last
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.splice import PREFIX, inline, refresh_values
 from fxcompress.plan import OPERATOR, TRITON
 
@@ -42,8 +42,6 @@ def write_encode(
     Returns:
         The payload nodes.
     """
-    if encoding.lowering == OPERATOR:
-        return _call_encode(graph, encoding, names, salt)
     template, fresh = _take(encoding, _trace_encode, templates, decompositions)
     arguments = [encoding.source]
     for noise in placeholders(template)[1:]:
@@ -54,6 +52,9 @@ def write_encode(
     parts = inline(graph, template, arguments, names, fresh=fresh)
     if encoding.lowering == TRITON:
         lowering.set_salt(parts[0].all_input_nodes[0], salt)
+    elif encoding.lowering == OPERATOR:
+        call = parts[0].all_input_nodes[0]
+        call.args = (*call.args[:-1], salt)
     return parts
 
 
@@ -76,9 +77,8 @@ def write_decode(
         fuses: whether the inner compiler can compute the decode in all kernels that read it. Then it is copied,
             whatever the lowering, so that it never stands in memory.
     """
-    if encoding.lowering == OPERATOR and not fuses:
-        return _call_decode(graph, encoding, parts)
-    template, fresh = _take(encoding, _trace_decode, templates, decompositions)
+    trace = _write_decode_call if encoding.lowering == OPERATOR and not fuses else _trace_decode
+    template, fresh = _take(encoding, trace, templates, decompositions)
     (decoded,) = inline(graph, template, parts, [None], fresh=fresh)
     return decoded
 
@@ -97,19 +97,32 @@ def _take(
     return templates[key], fresh
 
 
-def _call_encode(graph: fx.Graph, encoding: Encoding, names: Sequence[str], salt: int) -> list[fx.Node]:
-    order = encoding.order
-    ordered = _permute(graph, _lying(graph, encoding.source, order), order.dims)
-    arguments = (ordered, len(order.lead), describe(encoding.codec), salt)
+def _write_encode_call(encoding: Encoding) -> fx.GraphModule:
+    """The operator that encodes as a template; its salt, the last argument, is still to be set."""
+    graph, order = fx.Graph(), encoding.order
+    source = _placeholder(graph, "source", encoding.source.meta["val"])
+    ordered = _permute(graph, _lying(graph, source, order), order.dims)
+    arguments = (ordered, len(order.lead), describe(encoding.codec), 0)
     call = _call(graph, torch.ops.fxcompress.encode.default, arguments)
-    return [_call(graph, operator.getitem, (call, position), name) for position, name in enumerate(names)]
+    parts = [_call(graph, operator.getitem, (call, position)) for position in range(len(call.meta["val"]))]
+    graph.output(parts)
+    return compat.make_graph_module(torch.nn.Module(), graph)
 
 
-def _call_decode(graph: fx.Graph, encoding: Encoding, parts: Sequence[fx.Node]) -> fx.Node:
-    order, dtype = encoding.order, encoding.source.meta["val"].dtype
-    arguments = (list(parts), list(order.tail), describe(encoding.codec), dtype)
+def _write_decode_call(encoding: Encoding, decompositions: object) -> fx.GraphModule:
+    """The operator that decodes as a template."""
+    graph, order, val = fx.Graph(), encoding.order, encoding.source.meta["val"]
+    parts = [_placeholder(graph, f"part{i}", part) for i, part in enumerate(_empty_payload(encoding))]
+    arguments = (parts, list(order.tail), describe(encoding.codec), val.dtype)
     rows = _call(graph, torch.ops.fxcompress.decode.default, arguments)
-    return _permute(graph, rows, _inverse(order))
+    graph.output((_permute(graph, rows, _inverse(order)),))
+    return compat.make_graph_module(torch.nn.Module(), graph)
+
+
+def _placeholder(graph: fx.Graph, name: str, val: torch.Tensor) -> fx.Node:
+    node = graph.placeholder(name)
+    node.meta["val"] = val
+    return node
 
 
 def _lying(graph: fx.Graph, source: fx.Node, order: MemoryOrder) -> fx.Node:
@@ -132,8 +145,8 @@ def _permute(graph: fx.Graph, node: fx.Node, dims: Sequence[int]) -> fx.Node:
     return _call(graph, torch.ops.aten.permute.default, (node, list(dims)))
 
 
-def _call(graph: fx.Graph, target: Callable[..., Any], arguments: tuple[Any, ...], name: str | None = None) -> fx.Node:
-    node = graph.create_node("call_function", target, arguments, name=name or PREFIX + _short_name(target))
+def _call(graph: fx.Graph, target: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.Node:
+    node = graph.create_node("call_function", target, arguments, name=_short_name(target))
     refresh_values([node])
     return node
 
@@ -157,6 +170,8 @@ def _is_static(val: torch.Tensor) -> bool:
 
 def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
+    if encoding.lowering == OPERATOR:
+        return _write_encode_call(encoding)
     kernels = lowering.find(codec, order.cols, val.dtype) if encoding.lowering == TRITON else None
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -179,41 +194,22 @@ def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
 
 def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
-    fields = codec.fields(order.cols, val.dtype)
 
     def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
 
     with compat.fake_mode_of([val]), torch.no_grad():
-        parts = [torch.empty((*order.lead, *f.shape), dtype=f.dtype, device=val.device) for f in fields]
-        unpacked = _clean(make_fx(decode, **_how(val, decompositions))(*parts))
-        if lowering.wanted(val):
-            _cast_last(unpacked)
+        unpacked = _clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
+    if lowering.wanted(val):
+        cast_last(unpacked)
     return unpacked
 
 
-def _cast_last(gm: fx.GraphModule) -> None:
-    """Let a decode cast its values when they have the tensor's sizes, not before.
-
-    Inductor stores what is computed last and views that; groups viewed as heads it can only copy.
-    """
-    (output,) = gm.graph.find_nodes(op="output")
-    (last,) = output.args[0]
-    while op_name(last) == "permute":
-        last = last.args[0]
-    cast = last
-    while is_view(cast) and len(cast.users) == 1:
-        cast = cast.args[0]
-    if cast is last or op_name(cast) != "convert_element_type" or len(cast.users) != 1:
-        return
-    cast.replace_all_uses_with(cast.args[0])
-    with gm.graph.inserting_after(last):
-        moved = gm.graph.create_node("call_function", cast.target, (last, *cast.args[1:]), cast.kwargs)
-    last.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
-    gm.graph.erase_node(cast)
-    nodes = list(gm.graph.nodes)
-    refresh_values(node for node in nodes[nodes.index(moved) - 1 :] if node.op == "call_function")
-    gm.recompile()
+def _empty_payload(encoding: Encoding) -> list[torch.Tensor]:
+    order, val = encoding.order, encoding.source.meta["val"]
+    with compat.fake_mode_of([val]):
+        fields = encoding.codec.fields(order.cols, val.dtype)
+        return [torch.empty((*order.lead, *f.shape), dtype=f.dtype, device=val.device) for f in fields]
 
 
 def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
 from fxcompress.compat.tracing import decomposition_of as decomposition_of
+from fxcompress.compat.tracing import in_storage as in_storage
 from fxcompress.compat.tracing import is_stored as is_stored
 from fxcompress.compat.tracing import make_graph_module as make_graph_module
 from fxcompress.compat.tracing import store_in_memory as store_in_memory
