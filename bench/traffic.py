@@ -27,15 +27,17 @@ from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
+from fxcompress import backend
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.realize import FOR_GPU
 
 REFERENCE = "plain"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 INLINED = ("outline",)
 """What a graph traced on CPU must leave out to be the one that a GPU gets."""
+SETTINGS = backend.settings(Options(), on_gpu=True)
+"""Under which Inductor generates code for graphs of ours; a user's joint graph gets the same."""
 COLUMNS = (
     "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",
     "saved MB", "again",
@@ -147,12 +149,12 @@ def measure(
     """Lower one pair of graphs and count; its kernels come with the row. Without a `reference`, it is one."""
     saved = saved_nbytes(pair[0], joint.num_fwd_outputs)
     encoded = count_encoded(pair[0])
-    step = lower_pair(pair, joint.num_fwd_outputs, FOR_GPU if reference else {})
+    step = lower_pair(pair, joint.num_fwd_outputs, SETTINGS if reference else {})
     forward, backward = phase(step.forward), phase(step.backward)
     return Row(model, variant, dtype, forward, backward, saved, encoded, compare(step, reference or step)), step
 
 
-def lower_pair(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, Any] = FOR_GPU) -> Step:
+def lower_pair(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, Any] = SETTINGS) -> Step:
     """The kernels of forward and backward graph, generated under these settings of Inductor's."""
     names = [out.name if isinstance(out, fx.Node) else "" for out in outputs(pair[0])]
     with fake_cuda():

@@ -22,8 +22,6 @@ from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.realize import FOR_GPU
 
 RESERVED = ("custom_partitioner_fn",)
-_FREEING = {"allow_buffer_reuse": False}
-"""Inductor holds a dead buffer for a later one of its size: up to a third of a step's peak (decision 6)."""
 _previous: list[dict[str, Any]] = []
 
 
@@ -67,10 +65,20 @@ def _compile(
         if key in extra:
             raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
     on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
-    own = {**_FREEING, **(FOR_GPU if on_gpu else {})}
-    patches = {**own, **compat.inductor_mode_options(chosen.mode), **extra, "custom_partitioner_fn": partitioner}
+    patches = {**settings(chosen, on_gpu=on_gpu), **compat.inductor_mode_options(chosen.mode), **extra}
+    patches["custom_partitioner_fn"] = partitioner
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
+
+
+def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
+    """Inductor's settings that our graphs want.
+
+    It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
+    (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14).
+    """
+    keep_order = {} if "keep_order" in options.disable_passes else compat.keep_order_setting()
+    return {"allow_buffer_reuse": False, **keep_order, **(FOR_GPU if on_gpu else {})}
 
 
 actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]
@@ -95,7 +103,7 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
             "option 'calibration'"
         )
     partitioner = ActcompPartitioner(chosen)
-    own = {**_FREEING, **(FOR_GPU if torch.cuda.is_available() else {})}
+    own = settings(chosen, on_gpu=torch.cuda.is_available())
     _previous.append(compat.set_inductor_config({**own, "custom_partitioner_fn": partitioner}))
 
 

@@ -36,7 +36,7 @@ def pin_products(fw: fx.GraphModule, bw: fx.GraphModule) -> tuple[str, ...]:
             and not _is_pinned(node)
             and _waiting_nbytes(node, total, held, order, last) > storage_nbytes(node.meta["val"])
         ):
-            _read_through_view(bw.graph, node)
+            order[_read_through_view(bw.graph, node)] = order[node]
             pinned.append(node.name)
     return tuple(pinned)
 
@@ -87,7 +87,7 @@ def _base(node: fx.Node) -> fx.Node:
     return node
 
 
-def _read_through_view(graph: fx.Graph, node: fx.Node) -> None:
+def _read_through_view(graph: fx.Graph, node: fx.Node) -> fx.Node:
     val = node.meta["val"]
     (user,) = node.users
     with graph.inserting_after(node):
@@ -95,3 +95,4 @@ def _read_through_view(graph: fx.Graph, node: fx.Node) -> None:
         view = graph.call_function(torch.ops.aten.as_strided.default, (node, list(val.shape), list(val.stride())))
     view.meta = {**node.meta, "val": val.as_strided(val.shape, val.stride())}
     user.replace_input_with(node, view)
+    return view

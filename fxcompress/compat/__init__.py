@@ -25,6 +25,7 @@ from fxcompress.compat.partitioner import choosing_saved_values as choosing_save
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.scene import CompileScene as CompileScene
+from fxcompress.compat.scheduling import keep_order_setting as keep_order_setting
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
 from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
@@ -181,8 +182,8 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `realize_opcount_threshold`,
-    `realize_reads_threshold`; returns the old. Run in 2.13, read in 2.11."""
+    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `_pre_fusion_custom_pass`, `realize_…_threshold`;
+    returns the old. Run in 2.13, read in 2.11."""
     from torch._inductor import config
 
     previous = {name: getattr(config, name) for name in values}

@@ -79,3 +79,18 @@ def graph_of(*, late: bool, wide: bool) -> tuple[fx.GraphModule, fx.GraphModule]
 def test_only_a_late_sum_of_a_product_with_large_operands() -> None:
     for late, wide in ((True, True), (True, False), (False, True)):
         assert bool(pin_products(*graph_of(late=late, wide=wide))) == (late and wide)
+
+
+def test_a_product_whose_sum_reads_one_that_is_pinned_already() -> None:
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        for _ in range(4):
+            x = torch.sin(x @ weight)
+        return x.sum()
+
+    torch.manual_seed(0)
+    pair = capture(function, [torch.randn(size, requires_grad=True) for size in ((256, 16), (16, 16))]).copy()
+    expected = run(pair)
+    assert pin_products(pair.fw, pair.bw)
+    pair.bw.recompile()
+    assert same(run(pair).gradients, expected.gradients)

@@ -1,0 +1,140 @@
+"""Bounds on the order of kernels: against a replay of their memory, and on Inductor's own scheduler."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._inductor import config
+from torch._inductor.debug import DebugContext
+from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
+
+import fxcompress
+from fxcompress import compat
+from fxcompress.compat.scheduling import KeepOrder
+from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.keep_order import Kernel, find_bounds
+from fxcompress.testing_graphs import Pair, capture
+
+
+def live_bytes(kernels: list[Kernel], times: list[int], now: int) -> int:
+    """Bytes in memory after the kernels that run up to `now`: given buffers that are still to be read, and results."""
+    ends: dict[str, int] = {}
+    for kernel, time in zip(kernels, times, strict=True):
+        for name in kernel.reads:
+            ends[name] = max(ends.get(name, 0), time)
+    sizes = {name: size for kernel in kernels for name, size in kernel.reads.items()}
+    made = sum(kernel.made_bytes for kernel, time in zip(kernels, times, strict=True) if time <= now)
+    return made + sum(size for name, size in sizes.items() if ends[name] > now)
+
+
+def bound_by_replay(kernels: list[Kernel], position: int) -> int | None:
+    """The first call behind the first moment at which memory is fuller if this kernel has not run yet."""
+    there = list(range(len(kernels)))
+    away = [*there[:position], len(kernels), *there[position + 1 :]]
+    for now in range(position, len(kernels)):
+        if live_bytes(kernels, away, now) > live_bytes(kernels, there, now):
+            return next((call for call in range(now + 1, len(kernels)) if kernels[call].called), None)
+    return None
+
+
+SIZES = dict(zip("abcdef", (1, 2, 3, 5, 8, 13), strict=True))
+KERNELS = st.builds(
+    lambda names, made, called: Kernel({name: SIZES[name] for name in sorted(names)}, made, called),
+    st.sets(st.sampled_from(sorted(SIZES))),
+    st.integers(0, 12),
+    st.booleans(),
+)
+
+
+@given(st.lists(KERNELS, max_size=9))
+def test_bounds_are_where_a_replay_of_memory_has_them(kernels: list[Kernel]) -> None:
+    expected = [(i, call) for i in range(len(kernels)) if (call := bound_by_replay(kernels, i)) is not None]
+    assert find_bounds(kernels) == expected
+
+
+def test_what_is_larger_than_its_operands_may_wait() -> None:
+    call = Kernel({}, 4, True)
+    assert find_bounds([Kernel({"a": 8}, 8, False), call]) == []
+    assert find_bounds([Kernel({"a": 8}, 7, False), call]) == [(0, 1)]
+    assert find_bounds([]) == []
+
+
+STEPS, ROWS, WIDTH = 6, 256, 16
+
+
+def recurrent() -> Pair:
+    """One bias in all steps: its gradient is the sum of as many small sums."""
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        for _ in range(STEPS):
+            x = torch.sin(x @ weight + bias)
+        return x
+
+    torch.manual_seed(0)
+    sizes = ((ROWS, WIDTH), (WIDTH, WIDTH), (WIDTH,))
+    return capture(function, [torch.randn(size, requires_grad=True) for size in sizes])
+
+
+def most_sums_in_a_kernel(pair: Pair, *, keeping: bool) -> int:
+    """Of the backward, as Inductor has fused it."""
+    values = [node.meta["val"] for node in placeholders(pair.bw)]
+    setting = {"_pre_fusion_custom_pass": KeepOrder()} if keeping else {}
+    gm = pair.copy().bw
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.t.default):
+        node.target, node.args = torch.ops.aten.permute.default, (node.args[0], [1, 0])
+    with compat.fake_mode_of(values) as mode, torch.no_grad(), config.patch(**setting):
+        lowering = GraphLowering(gm, example_inputs=values, is_inference=False)
+        with V.set_graph_handler(lowering), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
+            lowering.run(*values)
+            lowering.init_wrapper_code()
+            lowering._update_scheduler()
+            return max(sum(part.is_reduction() for part in node.get_nodes()) for node in lowering.scheduler.nodes)
+
+
+def test_inductor_does_not_collect_the_gradients_of_all_steps() -> None:
+    pair = recurrent()
+    assert most_sums_in_a_kernel(pair, keeping=False) >= STEPS - 1, "Inductor no longer collects: the reason is gone"
+    assert most_sums_in_a_kernel(pair, keeping=True) <= 2
+
+
+def step(options: dict[str, object]) -> list[Tensor]:
+    torch._dynamo.reset()
+    pair_inputs = recurrent().inputs
+    inputs = [value.detach().clone().requires_grad_() for value in pair_inputs]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        for _ in range(2):
+            x = torch.sin(x @ weight + bias)
+        return x.sum()
+
+    loss = torch.compile(function, backend="actcomp", options=options)(*inputs)
+    return [loss, *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.slow
+def test_no_bit_changes_and_the_callers_own_pass_is_left_alone() -> None:
+    expected = step({"lossy": False, "disable_passes": ["keep_order"]})
+    assert all(map(torch.equal, step({"lossy": False}), expected))
+    seen: list[int] = []
+
+    def theirs(nodes):
+        seen.append(len(nodes))
+        return nodes
+
+    with config.patch(_pre_fusion_custom_pass=theirs, force_disable_caches=True):
+        assert all(map(torch.equal, step({"lossy": False}), expected))
+    assert seen
+
+
+def test_installing_sets_the_pass_and_uninstalling_takes_it_away() -> None:
+    for disabled, expected in (((), KeepOrder), (("keep_order",), type(None))):
+        with fxcompress.enabled(disable_passes=list(disabled)):
+            assert isinstance(config._pre_fusion_custom_pass, expected)
+        assert config._pre_fusion_custom_pass is None
+
+
+def test_equal_settings_have_equal_cache_keys() -> None:
+    first, second = KeepOrder(), KeepOrder()
+    assert first.uuid() == second.uuid() and first.uuid()
