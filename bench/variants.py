@@ -93,6 +93,7 @@ def inductor_variants() -> tuple[Variant, ...]:
     """Ours with what only Inductor has."""
     return (
         Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),
+        Variant("actcomp-unordered", "actcomp", {"disable_passes": ["keep_order"]}),
         Variant("actcomp-2bit-aten", "actcomp", {"bits": 2, "disable_passes": ["pick_lowering"]}),
         # Inductor's own limits to what it computes where it is read, which ours widen on a GPU.
         Variant(

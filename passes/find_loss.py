@@ -134,7 +134,9 @@ class _Search:
         operands = node.all_input_nodes
         known = [arg for arg in operands if arg in self.rows and arg not in self.ends]
         if node.op == "output":
-            self.other[node] = "the caller gets it; compile a function that returns the loss alone"
+            self.other[node] = (
+                "the caller gets it; compile a function that returns the loss alone, without a graph break before it"
+            )
         elif any(arg in self.other or arg in self.sums or arg in self.ends for arg in operands):
             self.other[node] = self._inherited(operands)
         elif known:

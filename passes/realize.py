@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.ops import op_name
+from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.phases import Phase
 
 _HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
@@ -59,9 +59,23 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
         return False
     if compat.is_stored(node):
         return True
+    if is_random(node):
+        # Drawn once; a loop of other sizes, such as one that packs a mask, reads the numbers from memory.
+        return _is_read_in_other_sizes(node, val.numel(), phase)
     on_cpu = val.device.type == "cpu"
     most_operations, most_reads = (50, 12) if on_cpu else (FOR_GPU["realize_opcount_threshold"], 8)
     most_if_reused = _MOST_READS_IF_REUSED if on_cpu else FOR_GPU["realize_reads_threshold"]
     if expression.operations > most_operations or reads > most_reads:
         return True
     return len(phase.users(node)) > 1 and (reads > most_if_reused or (on_cpu and expression.heavy))
+
+
+def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
+    """Whether the integers computed from `node`, a mask for example, are put together to fewer."""
+    for user in phase.users(node):
+        val = user.meta.get("val")
+        if not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
+            continue
+        if val.numel() != numel or _is_read_in_other_sizes(user, numel, phase):
+            return True
+    return False

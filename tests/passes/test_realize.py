@@ -35,6 +35,23 @@ def test_a_heavy_function_that_is_read_twice_is_stored() -> None:
     assert any(step.name.startswith("tanh") for step in steps)
 
 
+def randoms_stored(packs: bool) -> int:
+    """Random numbers in memory where a mask made of them is packed into bytes, or is not."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        mask = torch.rand_like(x) > 0.1
+        bits = mask.view(-1, 8).to(torch.int32).sum(1)
+        return (x * mask).sin() * (bits.sum() if packs else 2.0)
+
+    fw = capture(function, [torch.randn(16, 16, requires_grad=True)]).fw
+    return sum("rand" in step.name for step in find_steps(phase_of(fw), Machine(fused=True)))
+
+
+def test_random_numbers_are_stored_where_their_mask_is_packed() -> None:
+    assert randoms_stored(packs=True) == 1
+    assert randoms_stored(packs=False) == 0
+
+
 def step(name: str, made: tuple[int, int], *read: int, in_place: bool = True) -> Step:
     return Step(name, (made,), read, in_place, in_place, 0)
 
