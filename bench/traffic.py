@@ -1,10 +1,11 @@
 """Bytes that a training step moves and kernels that it launches on a CUDA device, counted without one.
 
-    python -m bench.traffic [--models gpt2,llama] [--bits 8,4,2] [--dtype bf16] [--json file] [--kernels]
+    python -m bench.traffic [--models gpt2,llama] [--bits 8,4,2] [--dtype bf16] [--json file] [--why] [--kernels]
 
 Each model is traced once on fake tensors; forward and backward are partitioned by plain Inductor and by actcomp under
 several options, lowered for an H200, and every generated kernel's bytes are summed (`bench.kernel_bytes` says what
-counts). Nothing is timed, allocated or run.
+counts). Nothing is timed, allocated or run. `--why` says what the bytes are that a variant moves more or fewer than
+plain Inductor (`bench.traffic_parts`).
 """
 
 import argparse
@@ -25,19 +26,28 @@ from bench.kernel_bytes import Kernel, count_kernels
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
+from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
+from fxcompress import backend
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.find_saved import outputs
 
 REFERENCE = "plain"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 INLINED = ("outline",)
 """What a graph traced on CPU must leave out to be the one that a GPU gets."""
-OURS = "actcomp_"
-"""How the graph nodes that actcomp adds are named."""
+SETTINGS = backend.settings(Options(), on_gpu=True)
+"""Under which Inductor generates code for graphs of ours; a user's joint graph gets the same."""
 COLUMNS = (
     "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",
-    "saved MB", "fusable", "again",
+    "saved MB", "again",
 )  # fmt: skip
+REASONS = (
+    ("payloads", "payload_nbytes"), ("encodes read", "unshared_nbytes"), ("operands", "operand_nbytes"),
+    ("saved", "saved_nbytes"), ("least", "least_nbytes"), ("read again", "shared_nbytes"), ("other", "other_nbytes"),
+    ("all", "nbytes"),
+)  # fmt: skip
+"""Columns of `--why`, in percent of plain Inductor's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,6 @@ class Phase:
         ours: generated kernels that compute part of an encode or decode.
         ours_alone: those that compute nothing else.
         ours_alone_nbytes: what they move.
-        fusable_nbytes: what those read that a generated kernel wrote, which one kernel for both would not read.
         rereads: bytes of second passes over an input, not part of `nbytes`.
     """
 
@@ -62,7 +71,6 @@ class Phase:
     ours: int
     ours_alone: int
     ours_alone_nbytes: int
-    fusable_nbytes: int
     rereads: int
 
 
@@ -78,6 +86,8 @@ class Row:
     saved_nbytes: int
     encoded: int
     """Tensors that are stored encoded."""
+    why: Parts
+    """The difference from plain Inductor."""
 
     @property
     def nbytes(self) -> int:
@@ -96,14 +106,17 @@ def main() -> int:
     console = wide_console()
     for name in names:
         joint = trace_block(name, DTYPES[arguments.dtype])
-        rows = []
+        rows: list[Row] = []
+        reference: Step | None = None
         for variant, partitioner in partitioners.items():
-            pair = partition(joint, partitioner)
-            row, kernels = measure(name, variant, arguments.dtype, joint, pair)
+            row, step = measure(name, variant, arguments.dtype, joint, partition(joint, partitioner), reference)
+            reference = reference or step
             rows.append(row)
             if arguments.kernels:
-                print_kernels(console, variant, kernels)
+                print_kernels(console, variant, step)
         console.print(table(rows))
+        if arguments.why:
+            console.print(why_table(rows))
         if arguments.json:
             append_rows(arguments.json, ({"bench": "traffic", **as_json(row), **about} for row in rows))
     return 0
@@ -130,21 +143,27 @@ def trace_block(name: str, dtype: torch.dtype) -> Joint:
         return trace(module.train(), inputs)
 
 
-def measure(model: str, variant: str, dtype: str, joint: Joint, pair: Pair) -> tuple[Row, list[list[Kernel]]]:
-    """Lower one pair of graphs and count; the kernels of forward and backward come with the row."""
+def measure(
+    model: str, variant: str, dtype: str, joint: Joint, pair: Pair, reference: Step | None = None
+) -> tuple[Row, Step]:
+    """Lower one pair of graphs and count; its kernels come with the row. Without a `reference`, it is one."""
     saved = saved_nbytes(pair[0], joint.num_fwd_outputs)
     encoded = count_encoded(pair[0])
-    kernels = lower_pair(pair, joint.num_fwd_outputs)
-    forward, backward = (phase(found) for found in kernels)
-    return Row(model, variant, dtype, forward, backward, saved, encoded), kernels
+    step = lower_pair(pair, joint.num_fwd_outputs, SETTINGS if reference else {})
+    forward, backward = phase(step.forward), phase(step.backward)
+    return Row(model, variant, dtype, forward, backward, saved, encoded, compare(step, reference or step)), step
 
 
-def lower_pair(pair: Pair, num_fwd_outputs: int) -> list[list[Kernel]]:
-    """The kernels of forward and backward graph."""
+def lower_pair(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, Any] = SETTINGS) -> Step:
+    """The kernels of forward and backward graph, generated under these settings of Inductor's."""
+    names = [out.name if isinstance(out, fx.Node) else "" for out in outputs(pair[0])]
     with fake_cuda():
-        forward = lower(pair[0], is_backward=False, user_outputs=range(num_fwd_outputs))
-        backward = lower(pair[1], is_backward=True)
-        return [count_kernels(forward), count_kernels(backward)]
+        forward = lower(pair[0], is_backward=False, user_outputs=range(num_fwd_outputs), settings=settings)
+        backward = lower(pair[1], is_backward=True, settings=settings)
+        before, after = count_kernels(forward), count_kernels(backward)
+    buffers = forward.output_buffers
+    payloads = [buffer for buffer, name in zip(buffers, names, strict=True) if name.startswith(OURS)]
+    return Step(tuple(before), tuple(after), frozenset(buffers), frozenset(payloads))
 
 
 def count_encoded(fw: fx.GraphModule) -> int:
@@ -158,9 +177,8 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
     """Sum up one graph's kernels."""
     generated = [kernel for kernel in kernels if not kernel.library]
     ours = [kernel for kernel in generated if any(name.startswith(OURS) for name in kernel.origins)]
-    alone = [kernel for kernel in ours if all(name.startswith(OURS) for name in kernel.origins)]
+    alone = [kernel for kernel in ours if is_alone(kernel)]
     nbytes = sum(kernel.nbytes for kernel in kernels)
-    written = {buffer for kernel in generated for buffer in kernel.writes}
     return Phase(
         nbytes=nbytes,
         library_nbytes=nbytes - sum(kernel.nbytes for kernel in generated),
@@ -169,7 +187,6 @@ def phase(kernels: Sequence[Kernel]) -> Phase:
         ours=len(ours),
         ours_alone=len(alone),
         ours_alone_nbytes=sum(kernel.nbytes for kernel in alone),
-        fusable_nbytes=sum(size for kernel in alone for buffer, size in kernel.reads.items() if buffer in written),
         rereads=sum(kernel.rereads for kernel in kernels),
     )
 
@@ -190,15 +207,25 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.forward.ours} of {row.encoded}" if row.encoded else "–",
             f"{row.backward.ours} ({row.backward.ours_alone})" if row.encoded else "–",
             megabytes(row.saved_nbytes),
-            megabytes(sum(part.fusable_nbytes for part in parts)),
             megabytes(sum(part.rereads for part in parts)),
         )
     return view
 
 
-def print_kernels(console: Console, variant: str, kernels: Sequence[Sequence[Kernel]]) -> None:
+def why_table(rows: Sequence[Row]) -> Table:
+    """What the bytes are that each variant moves more or fewer than the first, in percent of the first's."""
+    reference = rows[0]
+    title = f"{reference.model}: bytes more than {reference.variant}, % of its own"
+    view = Table("variant", *(name for name, _ in REASONS), title=title, title_justify="left")
+    for row in rows[1:]:
+        shares = [100 * getattr(row.why, field) / reference.nbytes for _, field in REASONS]
+        view.add_row(row.variant, *(f"{share:+.1f}" for share in shares))
+    return view
+
+
+def print_kernels(console: Console, variant: str, step: Step) -> None:
     """Every launch with its bytes in MB."""
-    for title, found in zip(("forward", "backward"), kernels, strict=True):
+    for title, found in (("forward", step.forward), ("backward", step.backward)):
         view = Table("kernel", "MB", "reads", "writes", title=f"{variant}, {title}", title_justify="left")
         for kernel in found:
             view.add_row(kernel.name, megabytes(kernel.nbytes), _buffers(kernel.reads), _buffers(kernel.writes))
@@ -219,6 +246,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", default="all", help=f"comma-separated: {', '.join(BLOCKS)}")
     parser.add_argument("--bits", default="8,4,2", help="comma-separated widths for actcomp")
     parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="of parameters and activations")
+    parser.add_argument("--why", action="store_true", help="print what makes the difference from plain Inductor")
     parser.add_argument("--kernels", action="store_true", help="list every kernel too")
     parser.add_argument("--json", type=Path, help="append one JSON line per row to this file")
     return parser.parse_args()

@@ -107,6 +107,10 @@ def inductor_variants() -> tuple[Variant, ...]:
         Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),
         Variant("actcomp-unordered", "actcomp", {"disable_passes": ["keep_order"]}),
         Variant("actcomp-2bit-aten", "actcomp", {"bits": 2, "disable_passes": ["pick_lowering"]}),
+        # Inductor's own limits to what it computes where it is read, which ours widen on a GPU.
+        Variant(
+            "actcomp-limits", "actcomp", {"inductor": {"realize_opcount_threshold": 30, "realize_reads_threshold": 4}}
+        ),
     )
 
 

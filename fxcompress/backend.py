@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxcompress import compat, ledger
@@ -19,6 +20,7 @@ from fxcompress.first_call import FirstCall
 from fxcompress.ledger import reports as reports
 from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.realize import FOR_GPU
 
 RESERVED = ("custom_partitioner_fn",)
 _previous: list[dict[str, Any]] = []
@@ -63,17 +65,21 @@ def _compile(
     for key in RESERVED:
         if key in extra:
             raise OptionError(f"option 'inductor': {key!r} is what actcomp itself sets; remove it")
-    patches = {**_freeing(chosen), **compat.inductor_mode_options(chosen.mode), **extra}
+    on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
+    patches = {**settings(chosen, on_gpu=on_gpu), **compat.inductor_mode_options(chosen.mode), **extra}
     patches["custom_partitioner_fn"] = partitioner
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
 
 
-def _freeing(options: Options) -> dict[str, Any]:
-    """What keeps Inductor from holding memory: it lets a dead buffer wait for a later one of its size, up to a third of
-    a step's peak (decision 6), and kernels for others to be fused with (decision 11)."""
+def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
+    """Inductor's settings that our graphs want.
+
+    It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
+    (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14).
+    """
     keep_order = {} if "keep_order" in options.disable_passes else keep_order_setting()
-    return {"allow_buffer_reuse": False, **keep_order}
+    return {"allow_buffer_reuse": False, **keep_order, **(FOR_GPU if on_gpu else {})}
 
 
 actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]
@@ -98,7 +104,8 @@ def install(options: Mapping[str, object] | None = None, **named: object) -> Non
             "option 'calibration'"
         )
     partitioner = ActcompPartitioner(chosen)
-    _previous.append(compat.set_inductor_config({**_freeing(chosen), "custom_partitioner_fn": partitioner}))
+    own = settings(chosen, on_gpu=torch.cuda.is_available())
+    _previous.append(compat.set_inductor_config({**own, "custom_partitioner_fn": partitioner}))
 
 
 def uninstall() -> None:

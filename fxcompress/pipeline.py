@@ -39,6 +39,7 @@ from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
+from fxcompress.passes.store_encoded import store_encoded
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
@@ -147,6 +148,8 @@ def run(
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
+    if fused and "store_encoded" not in options.disable_passes:
+        clock.run("store_encoded", lambda: store_encoded(fw, choice.encodings))
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))

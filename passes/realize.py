@@ -6,16 +6,25 @@ look as if each sum of it were computed from all its terms, and all terms stayed
 Inductor's own operations, of which they are nearly one each. Read-only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import fx
 
+from fxcompress import compat
 from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.phases import Phase
 
 _HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
 """What Inductor does not compute twice on a CPU."""
+FOR_GPU: Mapping[str, int] = MappingProxyType({"realize_opcount_threshold": 64, "realize_reads_threshold": 5})
+"""Settings of Inductor's for graphs on a GPU; its own are 30 operations, and 4 reads of what is read twice.
+
+A decode brings some 20 operations and one read more than the tensor it stands for. At Inductor's own line, a batch
+norm's derivative with its decoded argument is written in fp32 and read back (`python -m bench.traffic`, decision 14).
+"""
 _MOST_READS_IF_REUSED = 4
 
 
@@ -42,19 +51,23 @@ def expression_of(node: fx.Node, known: dict[fx.Node, Expression]) -> Expression
 def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> bool:
     """Whether a pointwise result is stored, although every reader could compute it from `reads` buffers.
 
-    `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13.
+    `StorageBox.should_realize_on_reuse`, `has_exceeded_max_reads` and the thresholds in Inductor's config, as in 2.13,
+    and `FOR_GPU`.
     """
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return False
+    if compat.is_stored(node):
+        return True
     if is_random(node):
         # Drawn once; a loop of other sizes, such as one that packs a mask, reads the numbers from memory.
         return _is_read_in_other_sizes(node, val.numel(), phase)
     on_cpu = val.device.type == "cpu"
-    most_operations, most_reads = (50, 12) if on_cpu else (30, 8)
+    most_operations, most_reads = (50, 12) if on_cpu else (FOR_GPU["realize_opcount_threshold"], 8)
+    most_if_reused = _MOST_READS_IF_REUSED if on_cpu else FOR_GPU["realize_reads_threshold"]
     if expression.operations > most_operations or reads > most_reads:
         return True
-    return len(phase.users(node)) > 1 and (reads > _MOST_READS_IF_REUSED or (on_cpu and expression.heavy))
+    return len(phase.users(node)) > 1 and (reads > most_if_reused or (on_cpu and expression.heavy))
 
 
 def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:

@@ -16,6 +16,7 @@ from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
 from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
+from fxcompress.passes.cast_last import cast_last
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.splice import PREFIX, inline, refresh_values
@@ -198,7 +199,10 @@ def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
         return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
 
     with compat.fake_mode_of([val]), torch.no_grad():
-        return _clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
+        unpacked = _clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
+    if lowering.wanted(val):
+        cast_last(unpacked)
+    return unpacked
 
 
 def _empty_payload(encoding: Encoding) -> list[torch.Tensor]:

@@ -219,3 +219,13 @@ def test_a_report_that_cannot_be_kept_beside_the_cache_is_no_error(monkeypatch, 
     with caplog.at_level(logging.INFO, logger="fxcompress"), ledger.recorded(gm, [], "digest", options):
         ledger.record(graph, options)
     assert any("is not kept beside the compile cache" in record.getMessage() for record in caplog.records)
+
+
+def test_limits_of_what_is_computed_where_it_is_read_are_wider_on_a_gpu_only() -> None:
+    from fxcompress.backend import settings
+    from fxcompress.options import Options
+    from fxcompress.passes.realize import FOR_GPU
+
+    here, gpu = (settings(Options(), on_gpu=on_gpu) for on_gpu in (False, True))
+    assert not set(FOR_GPU) & set(here) and FOR_GPU.items() <= gpu.items()
+    assert all(hasattr(torch._inductor.config, name) for name in gpu)

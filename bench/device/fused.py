@@ -1,7 +1,8 @@
-"""What encoding costs next to the work that it is fused with: GELU and its derivative.
+"""What encoding costs next to the work that it is fused with: GELU and its derivative, and that of a batch norm.
 
 `ratio` is the time of the pair with the codec over the time without: GELU that also saves its argument encoded over
-GELU alone, and the derivative computed from the payload over the derivative computed from the tensor.
+GELU alone, and the derivative computed from the payload over the derivative computed from the tensor. All are compiled
+with the settings that our graphs get.
 """
 
 import functools
@@ -17,13 +18,14 @@ from bench.device.codecs import SALT, lowered
 from bench.device.section import Cases, Measured, Scale
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.passes.realize import FOR_GPU
 
 BYTES = 256 * MIB
 DTYPE = torch.bfloat16
 
 
 def cases(scale: Scale) -> Cases:
-    """Both pairs at every width, and GELU followed by the hand-written kernel."""
+    """All pairs at every width, and GELU followed by the hand-written kernel."""
     found: dict[str, Callable[[], Measured]] = {}
     for bits in (2,) if scale.toy else (2, 4, 8):
         codec = codecs.make("affine", bits=bits, rounding="nearest" if bits == 8 else "stochastic")
@@ -31,6 +33,7 @@ def cases(scale: Scale) -> Cases:
             ("gelu + save", time_save),
             ("decode + gelu backward", time_derivative),
             ("gelu, then kernel", time_kernel),
+            ("decode + batch norm backward", time_sums),
         ):
             found[f"{name} {bits} bit"] = functools.partial(measured, codec, scale)
     return found
@@ -67,6 +70,22 @@ def time_derivative(codec: Codec, scale: Scale) -> Measured:
     return _compared(lambda: decoding(gradient, *parts), lambda: plain(gradient, x), added, 3 * x.nbytes, scale)
 
 
+def time_sums(codec: Codec, scale: Scale) -> Measured:
+    """The two sums over rows of a batch norm's derivative, one of the gradient times the decoded argument."""
+    x = rows_of(codec, DTYPE, BYTES, scale)
+    gradient = torch.ones_like(x)
+    parts = codec.encode(x, SALT)
+
+    def sums(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = gradient.float()
+        return wide.sum(0), (wide * (x.float() - 1)).sum(0)
+
+    plain = _compiled(sums, scale)
+    decoding = _compiled(lambda gradient, *parts: sums(gradient, codec.decode(parts, COLS, DTYPE)), scale)
+    added = _payload(codec, x) - x.nbytes
+    return _compared(lambda: decoding(gradient, *parts), lambda: plain(gradient, x), added, 2 * x.nbytes, scale)
+
+
 def _compared(
     function: Callable[[], Any], reference: Callable[[], Any], added_bytes: int, plain_bytes: int, scale: Scale
 ) -> Measured:
@@ -83,7 +102,8 @@ def _gelu(x: Tensor, scale: Scale) -> Callable[[], Any]:
 
 def _compiled(function: Callable[..., Any], scale: Scale) -> Callable[..., Any]:
     torch._dynamo.reset()
-    compiled: Callable[..., Any] = torch.compile(function, backend=scale.inner, dynamic=False)
+    settings: dict[str, Any] | None = dict(FOR_GPU) if scale.inner == "inductor" else None
+    compiled: Callable[..., Any] = torch.compile(function, backend=scale.inner, options=settings, dynamic=False)
     return compiled
 
 

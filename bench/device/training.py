@@ -22,7 +22,7 @@ COMPARED = (
     (REFERENCE, "actcomp"),
     ("actcomp-8bit", "actcomp-2bit"),
     ("budget-0.5", "fp8-pass", "checkpoint"),
-    ("actcomp-2bit-aten",),
+    ("actcomp-2bit-aten", "actcomp-limits"),
     (REFERENCE + GRAPHS, "actcomp" + GRAPHS),
     ("actcomp-8bit" + GRAPHS, "actcomp-2bit" + GRAPHS, "budget-0.5" + GRAPHS, "fp8-pass" + GRAPHS),
     ("checkpoint" + GRAPHS,),

@@ -33,7 +33,9 @@ from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
 from fxcompress.compat.tracing import decomposition_of as decomposition_of
 from fxcompress.compat.tracing import in_storage as in_storage
+from fxcompress.compat.tracing import is_stored as is_stored
 from fxcompress.compat.tracing import make_graph_module as make_graph_module
+from fxcompress.compat.tracing import store_in_memory as store_in_memory
 
 TESTED = ("2.11", "2.13")
 """Oldest (read) and newest (run) torch minor that the names below were checked in."""
@@ -180,10 +182,8 @@ def inductor_mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def set_inductor_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `_pre_fusion_custom_pass`; returns the old.
-
-    Run in 2.13, read in 2.11.
-    """
+    """Set Inductor's `custom_partitioner_fn`, `allow_buffer_reuse`, `_pre_fusion_custom_pass`, `realize_…_threshold`;
+    returns the old. Run in 2.13, read in 2.11."""
     from torch._inductor import config
 
     previous = {name: getattr(config, name) for name in values}

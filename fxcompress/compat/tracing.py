@@ -27,6 +27,22 @@ def decomposition_of(target: Any) -> Callable[..., Any] | None:
     return get_decompositions([target]).get(target)
 
 
+_STORED = "inductor_realize_to_strides"
+
+
+def store_in_memory(node: fx.Node) -> None:
+    """Let Inductor write this result to memory in the strides that the graph states.
+
+    `node.meta["inductor_realize_to_strides"]`, read by `GraphLowering.run_node`.
+    """
+    node.meta[_STORED] = True
+
+
+def is_stored(node: fx.Node) -> bool:
+    """Whether `store_in_memory` was called for it."""
+    return bool(node.meta.get(_STORED))
+
+
 def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
     """A fake tensor of static sizes like `val`, in another meta storage; no operator runs, which would cost ten times
     as much. `FakeTensor(mode, meta tensor, device)`: run in 2.11 and 2.13."""

@@ -21,7 +21,8 @@ from bench.kernel_bytes import Kernel, count_kernels, count_passes, kernel_sourc
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.sass import compile_kernel
 from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
-from bench.traffic import INLINED, Row, count_encoded, lower_pair, measure, phase, table, variants
+from bench.traffic import INLINED, Row, count_encoded, lower_pair, measure, phase, table, variants, why_table
+from bench.traffic_parts import Step, compare
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec, payload_nbytes
@@ -53,11 +54,14 @@ class GeluLinear(nn.Module):
         return torch.nn.functional.gelu(self.linear(x))
 
 
-def step_kernels(module: Callable[[], nn.Module], *, variant: Callable[..., object] = plain) -> list[list[Kernel]]:
+def step_kernels(
+    module: Callable[[], nn.Module], *, variant: Callable[..., object] = plain
+) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
     """Forward and backward kernels of a module of one bf16 `[ROWS, WIDTH]` argument."""
     with FakeTensorMode():
         joint = trace(module(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
-    return lower_pair(partition(joint, variant), joint.num_fwd_outputs)
+    step = lower_pair(partition(joint, variant), joint.num_fwd_outputs)
+    return step.forward, step.backward
 
 
 def function_kernels(function: Callable[..., object], *inputs: Tensor) -> list[Kernel]:
@@ -147,29 +151,108 @@ def test_a_step_with_ours_moves_what_the_plan_says_it_saves() -> None:
     pair = partition(joint, ActcompPartitioner(Options(bits=8, disable_passes=INLINED)))
     assert count_encoded(pair[0]) == 1
     assert saved_nbytes(pair[0], 1) == payload_nbytes(Affine(bits=8), ROWS, 2 * WIDTH, torch.bfloat16)
-    row, (forward, _) = measure("gelu", "ours", "bf16", joint, pair)
+    row, step = measure("gelu", "ours", "bf16", joint, pair)
     # The product's result is read once, by GELU and encode together; torch 2.11 makes two kernels of them.
     hidden = 2 * ROWS * WIDTH * BF16
-    kernels = [k.nbytes for k in forward if not k.library]
+    kernels = [k.nbytes for k in step.forward if not k.library]
     together = torch.__version__ >= (2, 13) or len(kernels) == 1
     assert sum(kernels) == (2 if together else 3) * hidden + row.saved_nbytes
     assert row.forward.ours == 1 and row.forward.ours_alone == (0 if together else 1)
     assert row.backward.ours == 1 and row.backward.ours_alone == 0
 
 
-def test_what_an_encode_reads_of_a_generated_kernel_could_be_fused() -> None:
-    def kernel(library: bool, origin: str, reads: dict[str, int], writes: dict[str, int]) -> Kernel:
-        return Kernel("k", library, frozenset({origin}), reads, writes)
+def made_kernel(library: bool, origin: str, reads: dict[str, int], writes: dict[str, int]) -> Kernel:
+    return Kernel("k", library, frozenset({origin}), reads, writes)
 
-    counted = phase(
-        [
-            kernel(True, "mm", {"a": 8}, {"b": 8}),
-            kernel(False, "relu", {"b": 8}, {"c": 8}),
-            kernel(False, "actcomp_0", {"b": 8}, {"d": 1}),
-            kernel(False, "actcomp_1", {"c": 8}, {"e": 1}),
-        ]
+
+def test_the_difference_from_plain_is_split_by_what_the_bytes_are() -> None:
+    """y = mm(relu(mm(x))), saved in full and encoded; the backward multiplies by the saved and masks with its sign."""
+    products = (made_kernel(True, "mm", {"x": 8}, {"b": 8}), made_kernel(True, "mm_1", {"c": 8}, {"y": 8}))
+    relu = made_kernel(False, "relu", {"b": 8}, {"c": 8})
+    weight, gradient = {"dw": 2}, {"dx": 8}
+    plain_step = Step(
+        (products[0], relu, products[1]),
+        (
+            made_kernel(True, "mm_2", {"c": 8, "dy": 8}, weight),
+            made_kernel(False, "where", {"c": 8, "dy": 8}, gradient),
+        ),
+        frozenset({"y", "c", "b"}),
+        frozenset(),
     )
-    assert (counted.ours, counted.ours_alone_nbytes, counted.fusable_nbytes) == (2, 18, 8)
+    ours = Step(
+        (
+            products[0],
+            made_kernel(False, "actcomp_1", {"b": 8}, {"f": 2}),
+            relu,
+            made_kernel(False, "actcomp_0", {"c": 8}, {"e": 2}),
+            made_kernel(False, "actcomp_2", {"y": 8}, {"g": 2}),
+            products[1],
+        ),
+        (
+            made_kernel(False, "actcomp_3", {"actcomp_0_codes": 2}, {"d": 8}),
+            made_kernel(True, "mm_2", {"d": 8, "dy": 8}, weight),
+            made_kernel(False, "where", {"actcomp_0_codes": 2, "dy": 8}, gradient),
+        ),
+        frozenset({"y", "e", "f", "g"}),
+        frozenset({"e", "f", "g"}),
+    )
+    parts = compare(ours, plain_step)
+    assert (parts.payload_nbytes, parts.operand_nbytes, parts.saved_nbytes) == (3 * 2 + 2 * 2, 8, -8)
+    # Of three encodes, two read what ReLU's kernel reads or writes.
+    assert (parts.unshared_nbytes, parts.shared_nbytes) == (8, 2 * 8)
+    whole = [sum(k.nbytes for k in (*step.forward, *step.backward)) for step in (ours, plain_step)]
+    assert parts.nbytes == whole[0] - whole[1] and parts.other_nbytes == 0
+
+
+def test_what_encodes_do_alone_is_counted_apart() -> None:
+    counted = phase(
+        [made_kernel(False, "relu", {"b": 8}, {"c": 8}), made_kernel(False, "actcomp_1", {"c": 8}, {"e": 1})]
+    )
+    assert (counted.ours, counted.ours_alone, counted.ours_alone_nbytes) == (1, 1, 9)
+
+
+class Residual(nn.Module):
+    """Sums that a later sum and a normalization read; the products between them are libraries'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear in self.linears:
+            x = x + linear(torch.nn.functional.layer_norm(x, (WIDTH,)))
+        return x
+
+
+def test_a_residual_stream_is_written_and_not_computed_again_from_all_its_terms() -> None:
+    options = Options(bits=4, operand_bits=4, disable_passes=INLINED)
+    without = replace(options, disable_passes=(*INLINED, "store_encoded"))
+    steps = [step_kernels(Residual, variant=ActcompPartitioner(chosen)) for chosen in (options, without)]
+    (stored, _), (again, _) = ([sum(kernel.nbytes for kernel in half) for half in step] for step in steps)
+    assert stored < again
+
+
+class Heads(nn.Module):
+    """A tensor that attention returns and a product reads, so that both derivatives want it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False, dtype=torch.bfloat16)
+        self.out = nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.reshape(2, ROWS // 2, 16, 64).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(out.transpose(1, 2).reshape(ROWS, WIDTH))
+
+
+def test_an_attention_output_is_decoded_once_for_both_its_readers() -> None:
+    """Heads of the groups that a decode makes are no view of it: attention's derivative would read a copy."""
+    _, backward = step_kernels(Heads, variant=ActcompPartitioner(Options(disable_passes=INLINED)))
+    made = {buffer for kernel in backward for buffer in kernel.writes}
+    decodes = [kernel for kernel in backward if any(name.startswith("actcomp_") for name in kernel.origins)]
+    copies = [k for k in decodes if not k.library and any(b in made and size > 2**18 for b, size in k.reads.items())]
+    assert decodes and not copies
 
 
 def test_overlapping_accesses_count_once() -> None:
@@ -221,14 +304,17 @@ def test_whole_blocks_are_counted(name: str) -> None:
         assert min(row.encoded, 1) <= row.forward.ours <= row.encoded
         assert row.nbytes < 1.5 * reference.nbytes
     assert len(table([reference, *ours]).rows) == 1 + len(ours)
+    assert len(why_table([reference, *ours]).rows) == len(ours)
 
 
 def count_row(name: str, joint: Joint, partitioner: Partitioner) -> Row:
     """One variant, counted; every encode that the plan gives to Triton is one launch of the kernel."""
-    row, (forward, _) = measure(name, "", "bf16", joint, partition(joint, partitioner))
-    if isinstance(partitioner, ActcompPartitioner):
+    ours = isinstance(partitioner, ActcompPartitioner)
+    nothing = Step((), (), frozenset(), frozenset())
+    row, step = measure(name, "", "bf16", joint, partition(joint, partitioner), nothing if ours else None)
+    if ours:
         decided = [decision.lowering for decision in fxcompress.reports()[-1].decisions]
-        assert sum(kernel.name.startswith("encode_") for kernel in forward) == decided.count(TRITON)
+        assert sum(kernel.name.startswith("encode_") for kernel in step.forward) == decided.count(TRITON)
     return row
 
 
