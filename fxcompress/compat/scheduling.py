@@ -60,8 +60,8 @@ def _kernels(nodes: Sequence[Any]) -> list[Kernel]:
     kernels = []
     for node in nodes:
         reads = {dep.name: nbytes(dep) for dep in node.read_writes.reads}
-        outputs = sum(made.get(buffer.get_name(), 0) for buffer in node.get_outputs())
-        kernels.append(Kernel({name: size for name, size in reads.items() if size}, outputs, _is_called(node)))
+        makes = {buffer.get_name(): made.get(buffer.get_name(), 0) for buffer in node.get_outputs()}
+        kernels.append(Kernel({name: size for name, size in reads.items() if size}, makes, _is_called(node)))
     return kernels
 
 
