@@ -79,7 +79,7 @@ def test_bf16_models_are_as_near_to_float64_as_under_inductor(name: str) -> None
     plain, ours = found.pop("loss")
     assert ours <= max(plain, ROUNDING_OF_A_LOSS)
     plain, ours = found["whole"]
-    assert ours <= 1.005 * plain, (plain, ours)
+    assert ours <= 1.02 * plain, (plain, ours)
     for key, (plain, ours) in found.items():
         assert ours <= 1.1 * plain, (key, plain, ours)
 
