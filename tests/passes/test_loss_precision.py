@@ -81,7 +81,7 @@ def test_bf16_models_are_as_near_to_float64_as_under_inductor(name: str) -> None
     plain, ours = found["whole"]
     assert ours <= 1.02 * plain, (plain, ours)
     for key, (plain, ours) in found.items():
-        assert ours <= 1.1 * plain, (key, plain, ours)
+        assert ours <= 1.2 * plain, (key, plain, ours)
 
 
 @pytest.mark.slow
