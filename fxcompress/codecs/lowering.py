@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxcompress import compat
 from fxcompress.codecs.base import Codec
@@ -152,3 +153,9 @@ def set_salt(node: fx.Node, salt: int) -> None:
 def signed(salt: int) -> int:
     """The low 32 bits as an int32, so that every salt has one type in a kernel's signature."""
     return (salt + 2**31) % 2**32 - 2**31
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """`x` contiguous, at an address that kernels may load 16 bytes from; a copy unless it is known to be so."""
+    x = x.contiguous()
+    return x if statically_known_true(x.storage_offset() * x.itemsize % 16 == 0) else x.clone()

@@ -55,19 +55,30 @@ def _key(x, ZERO_PRESERVING: tl.constexpr):
 
 
 @triton.jit
+def _zero(bits):
+    """The bits of fp32 lowest values → the bf16 not above each, as fp32."""
+    zero = ((bits + ((bits >> 31) & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
+    # Not a no-op: it turns -0 into +0.
+    return tl.where(zero == 0.0, 0.0, zero)
+
+
+@triton.jit
+def _scale(zero, high, RECIPROCAL: tl.constexpr):
+    """fp32 zero and largest value → the step between codes, a bf16 as fp32."""
+    span = high - zero
+    scale = (((span * RECIPROCAL).to(tl.int32, bitcast=True) + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
+    return tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), _SMALLEST_SCALE)
+
+
+@triton.jit
 def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr):
     """`[TILE, 1]` lowest key and fp32 largest value → (word, zero, 1/scale), as `reference.make_word`."""
     if ZERO_PRESERVING:
         floor = ((low + 1) & 0xFFFF0000).to(tl.float32, bitcast=True)
         zero = tl.where(low >= 0x7F800000, 0.0, tl.maximum(floor, _SMALLEST_SCALE))
     else:
-        bits = low.to(tl.int32, bitcast=True)
-        zero = ((bits + ((bits >> 31) & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
-        # Not a no-op: it turns -0 into +0.
-        zero = tl.where(zero == 0.0, 0.0, zero)
-    span = high - zero
-    scale = (((span * RECIPROCAL).to(tl.int32, bitcast=True) + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
-    scale = tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), _SMALLEST_SCALE)
+        zero = _zero(low.to(tl.int32, bitcast=True))
+    scale = _scale(zero, high, RECIPROCAL)
     finite = (zero >= -_LARGEST) & (high <= _LARGEST)
     zero = tl.where(finite, zero, 0.0)
     word = scale.to(tl.int32, bitcast=True) | ((zero.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)

@@ -1,13 +1,12 @@
 """Launches of the block2d kernels: which maps they take, and the constants of each."""
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxcompress.codecs.affine.launch import DTYPES, WARPS
 from fxcompress.codecs.block2d import kernel
 from fxcompress.codecs.block2d.codec import Block2d
 from fxcompress.codecs.groups import reciprocal
-from fxcompress.codecs.lowering import Launch, signed
+from fxcompress.codecs.lowering import Launch, aligned, signed
 from fxcompress.errors import OptionError
 
 SIDE = 8
@@ -25,9 +24,7 @@ def refuse(codec: Block2d, cols: int, dtype: torch.dtype) -> str:
 
 def encode(codec: Block2d, x: torch.Tensor, salt: int) -> Launch:
     """`[*lead, cols]` → (codes, word)."""
-    x = x.contiguous()
-    if not statically_known_true(x.storage_offset() * x.itemsize % 16 == 0):
-        x = x.clone()
+    x = aligned(x)
     *lead, cols = x.shape
     codes, word = (x.new_empty((*lead, *field.shape), dtype=field.dtype) for field in codec.fields(cols, x.dtype))
     return Launch(

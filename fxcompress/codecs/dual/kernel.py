@@ -14,7 +14,6 @@ from fxcompress.codecs.runs import load_run, philox, store_run
 _SIDE = tl.constexpr(8)
 _LARGEST = tl.constexpr(2.0**125)
 _RESIDUAL_LARGEST = tl.constexpr(2.0**126)
-_SMALLEST_SCALE = tl.constexpr(2.0**-126)
 _NAN_WORD = tl.constexpr(0x7FC00000)
 _FIXED = tl.constexpr(0x4B000000)
 
@@ -44,13 +43,8 @@ def _to_bf16(x):
 @triton.jit
 def _word(low, high, RECIPROCAL: tl.constexpr):
     """fp32 range of a plane's residual → its metadata, as `affine.reference.make_word`."""
-    bits = low.to(tl.int32, bitcast=True)
-    zero = ((bits + ((bits >> 31) & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
-    # Not a no-op: it turns -0 into +0.
-    zero = tl.where(zero == 0.0, 0.0, zero)
-    span = high - zero
-    scale = (((span * RECIPROCAL).to(tl.int32, bitcast=True) + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
-    scale = tl.where(span > 0, tl.maximum(scale, _SMALLEST_SCALE), _SMALLEST_SCALE)
+    zero = affine._zero(low.to(tl.int32, bitcast=True))
+    scale = affine._scale(zero, high, RECIPROCAL)
     word = scale.to(tl.int32, bitcast=True) | ((zero.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)
     return tl.where((zero >= -_RESIDUAL_LARGEST) & (high <= _RESIDUAL_LARGEST), word, _NAN_WORD)
 
