@@ -7,6 +7,7 @@ CPU, which checks the benchmark and measures nothing.
 
 import argparse
 import datetime
+import re
 import sys
 import tempfile
 import time
@@ -45,7 +46,11 @@ def main() -> int:
         if section.name not in wanted:
             continue
         held = {} if arguments.fresh else rows.newest(out, about)
-        names = tuple(name for name in section.cases(scale) if not rows.is_answer(held.get(section.answered_by(name))))
+        names = tuple(
+            name
+            for name in section.cases(scale)
+            if re.search(arguments.only, name) and not rows.is_answer(held.get((section.name, name)))
+        )
         seconds = min(section.limit_s, end - time.monotonic())
         if not names or seconds < _LEAST_S:
             continue
@@ -67,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help=f"file of the rows (default {DEFAULT}; a temporary one of toys)")
     parser.add_argument("--minutes", type=float, default=9.5, help="when the last section is killed")
     parser.add_argument("--sections", default="", help=f"comma-separated: {', '.join(s.name for s in SECTIONS)}")
+    parser.add_argument("--only", default="", help="run cases whose name this regular expression finds")
     parser.add_argument("--fresh", action="store_true", help="measure again what the file answers already")
     parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU")
     parser.add_argument("--commit", default="", help="commit of the sources, where they are no git repository")

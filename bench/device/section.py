@@ -48,8 +48,7 @@ class Section:
         case_s: when the process of a single case is killed; one that runs n cases has n times that long.
         cases: the cases at a scale, the most important first.
         isolated: whether each case gets a process of its own.
-        jobs: how many processes run at once; more than one only where nothing is timed.
-        feeds: the section for whose cases of equal names this one only prepares; what that one has is not run here.
+        jobs: how many processes run at once; where more than one, cases that time something take turns at it.
     """
 
     name: str
@@ -60,11 +59,6 @@ class Section:
     cases: Callable[[Scale], Cases]
     isolated: bool = False
     jobs: int = 1
-    feeds: str = ""
-
-    def answered_by(self, case: str) -> tuple[str, str]:
-        """Section and name of the row that makes it needless to run a case again."""
-        return self.feeds or self.name, case
 
 
 def need_cuda(scale: Scale) -> None:

@@ -12,18 +12,14 @@ SECTIONS = (
     ),
     Section("fused", "Fused with GELU", ("seconds_s", "plain_s", "ratio", "counted_ratio"), 60, 20, fused.cases),
     Section(
-        "compile", "First steps, several at once", ("first_step_s",), 150, 150, training.compile_cases,
-        isolated=True, jobs=5, feeds="train",
-    ),
-    Section(
         "train", "Training steps",
         ("step_s", "step_s/plain", "total_peak_bytes", "total_peak_bytes/plain", "peak_bytes", "predicted",
          "reserved_bytes"),
-        240, 120, training.train_cases, isolated=True,
+        360, 300, training.train_cases, isolated=True, jobs=8,
     ),
     Section("families", "Training steps of transformers' models", (), 240, 90, training.family_cases, jobs=8),
     Section(
-        "batches", "Largest batch", ("batch", "failed_batch", "used_bytes", "batch/plain"), 300, 150, batches.cases,
-        isolated=True,
+        "batches", "Largest batch", ("batch", "failed_batch", "used_bytes", "batch/plain"), 300, 250, batches.cases,
+        isolated=True, jobs=3,
     ),
 )  # fmt: skip

@@ -48,7 +48,7 @@ def run_section(section: Section, order: Order, seconds: float, rows: Callable[[
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < jobs and time.monotonic() < end:
-                    under_way.append(_start(waiting.pop(0), section, end, Path(folder)))
+                    under_way.append(_start(waiting.pop(0), section, end, Path(folder), jobs))
                 if not under_way:
                     break
                 time.sleep(_POLL_S)
@@ -69,12 +69,14 @@ def _shares(order: Order, count: int) -> list[Order]:
     return [replace(order, names=order.names[i::count]) for i in range(count)]
 
 
-def _start(order: Order, section: Section, end: float, folder: Path) -> _Process:
+def _start(order: Order, section: Section, end: float, folder: Path, jobs: int) -> _Process:
     command = [sys.executable, "-m", "bench.device.worker"]
     handle, output = tempfile.mkstemp(dir=folder)
+    # Inductor starts a compiler per core otherwise, in every worker.
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(max((os.cpu_count() or 1) // jobs, 1)), **os.environ}
     # A process group of its own, so that compilers that a worker starts die with it.
     running = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=handle, stderr=handle, cwd=ROOT, start_new_session=True
+        command, stdin=subprocess.PIPE, stdout=handle, stderr=handle, cwd=ROOT, start_new_session=True, env=environment
     )
     os.close(handle)
     assert running.stdin is not None

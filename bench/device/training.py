@@ -10,6 +10,7 @@ import torch
 
 from bench import measure
 from bench.device.section import Cases, Measured, Scale, Skipped
+from bench.device.turns import alone, together
 from bench.models.large import LARGE
 from bench.models.zoo import ZOO
 from bench.trial import Job, run_trial
@@ -47,11 +48,6 @@ def family_cases(scale: Scale) -> Cases:
     return _steps(names[: 1 if scale.toy else None], scale, library="transformers")
 
 
-def compile_cases(scale: Scale) -> Cases:
-    """First steps of the large models, which fill the compile cache for `train`."""
-    return {name: functools.partial(compile_large, *case, scale) for name, case in _large(scale)}
-
-
 def train_cases(scale: Scale) -> Cases:
     """Steps of the large models."""
     return {name: functools.partial(train, *case, scale) for name, case in _large(scale)}
@@ -64,6 +60,8 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
     """
     if library and not _is_installed(library):
         raise Skipped(f"{library} is not installed")
+    # cuDNN rounds operands of convolutions to 10 bits otherwise, which no bound on an exact gradient survives.
+    torch.backends.cudnn.allow_tf32 = False
     module, args, kwargs = ZOO[model]()
     job = Job(module, args, kwargs).to(scale.place)
     reference = run_trial(variants(scale.inner)[REFERENCE], job, fresh=False)
@@ -86,21 +84,22 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
     }
 
 
-def compile_large(model: str, variant: Variant, scale: Scale) -> Measured:
-    """Seconds of the first step, while other processes compile too."""
-    job = large_job(model, _batch(model, scale), scale)
-    with variant.compiling(fresh=False):
-        seconds = measure.timed(job.train_step(variant.compile(job.module)))
-    return {"first_step_s": seconds}
-
-
 def train(model: str, variant: Variant, scale: Scale) -> Measured:
-    """Step time and memory. Peaks of steps in CUDA graphs lie in the graphs' pool: of those, see `reserved_bytes`."""
+    """Step time, alone on the machine, and memory.
+
+    Peaks of steps in CUDA graphs lie in the graphs' pool: of those, see `reserved_bytes`. First steps are timed while
+    other processes compile.
+    """
     batch = _batch(model, scale)
-    job = large_job(model, batch, scale)
-    trial = run_trial(variant, job, fresh=False)
-    rounds = _TOY_ROUNDS if scale.toy else _ROUNDS
-    seconds = measure.step_times({"": job.train_step(trial.compiled)}, rounds=rounds)[""]
+    with together():
+        job = large_job(model, batch, scale)
+        trial = run_trial(variant, job, fresh=False)
+        reserved = torch.cuda.memory_reserved() if scale.device == "cuda" else None
+        torch.cuda.empty_cache()
+    step = job.train_step(trial.compiled)
+    with alone():
+        step()
+        seconds = measure.step_times({"": step}, rounds=_TOY_ROUNDS if scale.toy else _ROUNDS)[""]
     graphs, peak, predicted = GRAPHS in variant.name, trial.memory.peak_bytes, trial.predicted_peak_bytes
     return {
         "batch": batch,
@@ -111,7 +110,7 @@ def train(model: str, variant: Variant, scale: Scale) -> Measured:
         "total_peak_bytes": None if graphs else trial.memory.total_peak_bytes,
         "predicted_peak_bytes": predicted,
         "predicted": None if graphs or not predicted else predicted / peak,
-        "reserved_bytes": torch.cuda.memory_reserved() if scale.device == "cuda" else None,
+        "reserved_bytes": reserved,
         "first_step_s": trial.first_step_s,
         "loss": trial.loss if math.isfinite(trial.loss) else None,
     }

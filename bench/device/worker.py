@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.device.sections import SECTIONS
 from bench.record import append_rows, described
 
 POISONED = 3
+_SHOWN = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def run_case(case: Callable[[], Measured]) -> tuple[Measured, bool]:
     except Skipped as reason:
         return {"skipped": str(reason)}, False
     except Exception as error:
-        return {"error": described(error)}, "CUDA error" in str(error)
+        where = "".join(traceback.format_exception(error))[-_SHOWN:]
+        return {"error": described(error), "traceback": where}, "CUDA error" in str(error)
 
 
 if __name__ == "__main__":
