@@ -31,13 +31,13 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 `[*lead, blocks, H]` → int32 codes `[*lead, blocks, H·8/bits]`."""
-    wide = packed.to(torch.int32)
-    if bits == 8:
-        return wide
-    *lead, size = packed.shape
-    codes: torch.Tensor = (wide[..., None, :] >> _shifts(bits, packed.device)) & (2**bits - 1)
-    return codes.reshape(*lead, size * 8 // bits)
+    """uint8 `[*lead, blocks, H]` → int32 codes by plane, `[*lead, blocks, 8/bits, H]`: a block's in their order.
+
+    Reshape to rows last, after casting. Inductor takes its index from the outermost shape: with the planes in it a byte
+    of a GPU's vector is column mod H, without them column mod G mod H, which Triton loads one by one.
+    """
+    wide = packed.to(torch.int32)[..., None, :]
+    return wide if bits == 8 else (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
 
 
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:

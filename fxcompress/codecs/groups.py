@@ -44,11 +44,10 @@ def to_groups(x: torch.Tensor, group: int) -> torch.Tensor:
     return x.reshape(*lead, (cols + missing) // group, group)
 
 
-def to_rows(grouped: torch.Tensor, cols: int, dtype: torch.dtype) -> torch.Tensor:
-    """fp32 `[*lead, groups, group]` → `[*lead, cols]` of `dtype`."""
+def to_rows(grouped: torch.Tensor, cols: int, dtype: torch.dtype, *, within: int = 1) -> torch.Tensor:
+    """fp32 `[*lead, groups, *group]` → `[*lead, cols]` of `dtype`; a group has `within` dimensions."""
     if dtype == torch.float16:
         # A scale or zero rounded away from the data can lie beyond fp16's largest value.
         grouped = grouped.clamp(-_FLOAT16_LARGEST, _FLOAT16_LARGEST)
-    *lead, groups, group = grouped.shape
-    rows = grouped.to(dtype).reshape(*lead, groups * group)
-    return rows if cols == groups * group else rows[..., :cols]
+    rows = grouped.to(dtype).flatten(-1 - within)
+    return rows if cols == rows.shape[-1] else rows[..., :cols]

@@ -68,8 +68,8 @@ def encode(
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
-    scale, zero = read_word(word)
-    return to_rows(bitpack.unpack(codes, bits) * scale + zero, cols, dtype)
+    scale, zero = read_word(word[..., None])
+    return to_rows(bitpack.unpack(codes, bits) * scale + zero, cols, dtype, within=2)
 
 
 def encode_zero_preserving(
@@ -99,9 +99,9 @@ def decode_zero_preserving(
     codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """Inverse of `encode_zero_preserving`: `[*lead, cols]` of `dtype`."""
-    scale, zero = read_word(word)
+    scale, zero = read_word(word[..., None])
     wide = bitpack.unpack(codes, bits)
-    return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype)
+    return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype, within=2)
 
 
 def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,14 +64,14 @@ def encode(x: torch.Tensor, eps: float | torch.Tensor, bits: int, group: int, ro
 def decode(parts: tuple[torch.Tensor, ...], bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
     codes, word = parts[:2]
-    anchor = ((word << 16) >> 16)[..., None]
-    step = (word & _HIGH_HALF).view(torch.float32)[..., None]
+    anchor = ((word << 16) >> 16)[..., None, None]
+    step = (word & _HIGH_HALF).view(torch.float32)[..., None, None]
     values = (bitpack.unpack(codes, bits) + anchor).to(torch.float32) * step
-    rows = to_rows(values, values.shape[-1] * values.shape[-2], dtype)
+    rows = to_rows(values, math.prod(values.shape[-3:]), dtype, within=2)
     if len(parts) == 2:
         return rows if cols == rows.shape[-1] else rows[..., :cols]
     raw, index = parts[2:]
-    grouped = rows.reshape(values.shape)
+    grouped = rows.reshape(*word.shape, -1)
     places = index.to(torch.int64)[..., None].expand(raw.shape)
     whole = grouped.scatter(-2, places, raw).reshape(rows.shape)
     return whole if cols == rows.shape[-1] else whole[..., :cols]

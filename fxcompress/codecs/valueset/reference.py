@@ -2,7 +2,7 @@
 
 import torch
 
-from fxcompress.codecs import bitpack
+from fxcompress.codecs import bitpack, planes
 
 BLOCK = 64
 """Elements per half-split block; a row's last block is filled up with code 0."""
@@ -49,14 +49,15 @@ def decode(
     pieces: tuple[torch.Tensor, ...], lo: int, step: int, bits: int, cols: int, dtype: torch.dtype, wide: torch.dtype
 ) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
+    several = len(pieces) > 1
     at = 0
-    codes = None
+    parts = []
     for piece, width in zip(pieces, widths(bits), strict=True):
-        part = bitpack.unpack(piece, width).to(wide) << at
-        codes = part if codes is None else codes | part
+        part = bitpack.unpack(piece, width).to(wide)
+        parts.append(part.flatten(-2) << at if several else part)
         at += width
-    assert codes is not None
+    codes = planes.merge(parts)
     values = codes * step + lo if (lo, step) != (0, 1) else codes
-    *lead, blocks, block = values.shape
-    rows = values.to(dtype).reshape(*lead, blocks * block)
-    return rows if cols == blocks * block else rows[..., :cols]
+    # Planes of pieces have different lengths: then only the codes of a whole block are in one order.
+    rows = values.to(dtype).flatten(-2 if several else -3)
+    return rows if cols == rows.shape[-1] else rows[..., :cols]
