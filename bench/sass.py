@@ -178,9 +178,12 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
         parts = (
             {"x_ptr": pointer, "bits_ptr": "*u8"} if case.side == "encode" else {"bits_ptr": "*u8", "y_ptr": pointer}
         )
-        constants: dict[str, object] = {"TILE": mask_launch.TILE}
+        tile = mask_launch.ENCODE_TILE if case.side == "encode" else mask_launch.DECODE_TILE
+        constants: dict[str, object] = {"TILE": tile}
+        if case.side == "decode":
+            constants["THREADS"] = mask_launch.THREADS
         function = getattr(mask_kernel, case.side)
-        return function, {**parts, "n_blocks": "i32"}, constants, launch.WARPS, mask_launch.TILE * BLOCK
+        return function, {**parts, "n_blocks": "i32"}, constants, launch.WARPS, tile * BLOCK
     if isinstance(case.codec, Block2d):
         return _cells_program(case, case.codec)
     if isinstance(case.codec, Dual):

@@ -31,13 +31,17 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 `[*lead, blocks, H]` → int32 codes by plane, `[*lead, blocks, 8/bits, H]`: a block's in their order.
+    """uint8 `[*lead, blocks, H]` → int32 codes `[*lead, blocks, p, G/p]`, to be reshaped to rows last, after casting.
 
-    Reshape to rows last, after casting. Inductor takes its index from the outermost shape: with the planes in it a byte
-    of a GPU's vector is column mod H, without them column mod G mod H, which Triton loads one by one.
+    p is 1 on a CPU, which wants long vectors, and 8/bits on a GPU: Inductor takes its indices from the last shape but
+    views. With planes in it a code's byte is column mod H, without them column mod G mod H, and Triton loads single
+    bytes.
     """
     wide = packed.to(torch.int32)[..., None, :]
-    return wide if bits == 8 else (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
+    if bits == 8:
+        return wide
+    codes = (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
+    return codes if planes.wanted(packed) else codes.flatten(-2)[..., None, :]
 
 
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:

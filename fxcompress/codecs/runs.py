@@ -101,9 +101,19 @@ def load_run(
 
 
 @triton.jit
-def _clamp(x, dtype: tl.constexpr):
+def clamp(x, dtype: tl.constexpr):
     """A scale or zero rounded away from the data can lie beyond fp16's largest value."""
     return tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(dtype) if dtype == tl.float16 else x
+
+
+@triton.jit
+def merge_run(y, dtype: tl.constexpr, TILE: tl.constexpr):
+    """Four fp32 `[TILE, 1]` → fp32 `[TILE, 4]`; eight → `[TILE, 8]` of a 16-bit `dtype`."""
+    a = merge4(clamp(y[0], dtype), clamp(y[1], dtype), clamp(y[2], dtype), clamp(y[3], dtype), TILE, 1)
+    if dtype != tl.float32:
+        b = merge4(clamp(y[4], dtype), clamp(y[5], dtype), clamp(y[6], dtype), clamp(y[7], dtype), TILE, 1)
+        a = tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (TILE, 8)).to(dtype)
+    return a
 
 
 @triton.jit
@@ -113,10 +123,10 @@ def store_run(row_ptr, y, at, end, live, TILE: tl.constexpr, LANES: tl.constexpr
     if not VECTOR:
         run = at + tl.arange(0, LANES)[None, :] * 8
         for i in tl.static_range(8):
-            tl.store(row_ptr + (run + i), _clamp(y[i], dtype).to(dtype), mask=live & (run + i < end))
+            tl.store(row_ptr + (run + i), clamp(y[i], dtype).to(dtype), mask=live & (run + i < end))
         return
-    a = merge4(_clamp(y[0], dtype), _clamp(y[1], dtype), _clamp(y[2], dtype), _clamp(y[3], dtype), TILE, LANES)
-    b = merge4(_clamp(y[4], dtype), _clamp(y[5], dtype), _clamp(y[6], dtype), _clamp(y[7], dtype), TILE, LANES)
+    a = merge4(clamp(y[0], dtype), clamp(y[1], dtype), clamp(y[2], dtype), clamp(y[3], dtype), TILE, LANES)
+    b = merge4(clamp(y[4], dtype), clamp(y[5], dtype), clamp(y[6], dtype), clamp(y[7], dtype), TILE, LANES)
     if dtype == tl.float32:
         column = at + _columns(LANES, 8)
         tl.store(row_ptr + column, a, mask=live & (column < end))

@@ -10,7 +10,7 @@ Every product that feeds an addition is exact or explicitly fused, so that no co
 import triton
 import triton.language as tl
 
-from fxcompress.codecs.runs import load_run, philox, rows, store_run
+from fxcompress.codecs.runs import clamp, load_run, merge_run, philox, rows
 
 _LARGEST = tl.constexpr(2.0**125)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
@@ -221,6 +221,18 @@ def _decoded(codes, shift: tl.constexpr, scale, zero, BITS: tl.constexpr, ZERO_P
     return tl.where(steps < 0, 0.0, value) if ZERO_PRESERVING else value
 
 
+@triton.jit
+def _four_decoded(codes, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+    """fp32 values of the codes in the low bits of a word's bytes."""
+    low, high = codes & 0xFFFF | _FIXED, codes >> 16 | _FIXED
+    return (
+        _decoded(low, 0, scale, zero, BITS, ZERO_PRESERVING),
+        _decoded(low, 8, scale, zero, BITS, ZERO_PRESERVING),
+        _decoded(high, 0, scale, zero, BITS, ZERO_PRESERVING),
+        _decoded(high, 8, scale, zero, BITS, ZERO_PRESERVING),
+    )
+
+
 @triton.jit(do_not_specialize=["n_groups"])
 def decode(
     codes_ptr,
@@ -231,31 +243,62 @@ def decode(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ZERO_PRESERVING: tl.constexpr,
-    LANES: tl.constexpr,
     TILE: tl.constexpr,
+    THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Inverse of `encode`, into contiguous rows of `cols` elements."""
-    UNITS: tl.constexpr = GROUP // (8 * LANES)
-    RUNS: tl.constexpr = UNITS * BITS // 8
+    """Inverse of `encode`, into contiguous rows of `cols` elements; a program decodes TILE groups.
+
+    A thread fills 16 bytes, next to its neighbour's: a GPU writes parts of 32-byte sectors at half speed or less. Bytes
+    are loaded by the threads of all planes, each for its own bits.
+    """
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    # 16 bytes per thread, or one element where rows are not aligned.
+    RUN: tl.constexpr = (4 if dtype == tl.float32 else 8) if VECTOR else 1
+    STEPS: tl.constexpr = TILE * GROUP // (RUN * THREADS)
+    SHARE: tl.constexpr = GROUP // RUN
+    HALF: tl.constexpr = GROUP * BITS // 8
     base = tl.program_id(0) * TILE
-    offset, column, end = rows(base, n_groups, cols, TILE, GROUP, VECTOR, RAGGED)
-    g = tl.arange(0, TILE)[:, None]
-    live = g < n_groups - base
-    g = tl.minimum(g, n_groups - 1 - base)
-    word = tl.load(word_ptr + base + g)
-    scale = tl.broadcast_to((word & -65536).to(tl.float32, bitcast=True), (TILE, LANES))
-    zero = tl.broadcast_to((word << 16).to(tl.float32, bitcast=True), (TILE, LANES))
-    in_ptr = codes_ptr.to(tl.pointer_type(tl.uint32)) + base.to(tl.int64) * (GROUP * BITS // 32)
-    in_ptr += g * (GROUP * BITS // 32) + tl.arange(0, 2 * LANES)[None, :]
-    for r in tl.static_range(RUNS):
-        w0, w1 = tl.split(tl.reshape(tl.load(in_ptr + r * 2 * LANES), (TILE, LANES, 2)))
-        halves = (w0 & 0xFFFF | _FIXED, w0 >> 16 | _FIXED, w1 & 0xFFFF | _FIXED, w1 >> 16 | _FIXED)
-        for p in tl.static_range(8 // BITS):
+    codes_ptr += base.to(tl.int64) * HALF
+    if VECTOR:
+        codes_ptr = codes_ptr.to(tl.pointer_type(tl.uint32))
+    thread = tl.arange(0, THREADS)[:, None]
+    # All loads before the first store, which might change what they read.
+    word, codes = (), ()
+    for r in tl.static_range(STEPS):
+        group = r * THREADS // SHARE + thread // SHARE
+        live = group < n_groups - base
+        word += (tl.load(word_ptr + base + group, mask=live),)
+        part = (r * THREADS % SHARE + thread % SHARE) % (HALF // RUN)
+        if RUN == 1:
+            codes += (tl.load(codes_ptr + group * HALF + part, mask=live).to(tl.uint32),)
+        elif RUN == 4:
+            codes += ((tl.load(codes_ptr + group * (HALF // 4) + part, mask=live),),)
+        else:
+            pair = tl.load(codes_ptr + group * (HALF // 4) + part * 2 + tl.arange(0, 2)[None, :], mask=live)
+            codes += (tl.split(tl.reshape(pair, (THREADS, 1, 2))),)
+    for r in tl.static_range(STEPS):
+        group = r * THREADS // SHARE + thread // SHARE
+        inside = r * THREADS % SHARE + thread % SHARE
+        live = group < n_groups - base
+        scale = (word[r] & -65536).to(tl.float32, bitcast=True)
+        zero = (word[r] << 16).to(tl.float32, bitcast=True)
+        shift = inside // (HALF // RUN) * BITS
+        if RAGGED:
+            row_groups = (cols + GROUP - 1) // GROUP
+            row = (base + group) // row_groups
+            column = (base + group - row * row_groups) * GROUP + inside * RUN
+            # The division tells the compiler how rows are aligned.
+            out_ptr = y_ptr + row.to(tl.int64) * (cols // RUN * RUN) + column
+            live = live & (column < cols)
+        else:
+            out_ptr = y_ptr + base.to(tl.int64) * GROUP + (r * THREADS + thread) * RUN
+        if RUN == 1:
+            y = _decoded(codes[r] >> shift | _FIXED, 0, scale, zero, BITS, ZERO_PRESERVING)
+            tl.store(out_ptr, clamp(y, dtype).to(dtype), mask=live)
+        else:
             y = ()
-            for h in tl.static_range(4):
-                for i in tl.static_range(2):
-                    y += (_decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
-            at = column + (p * RUNS + r) * 8 * LANES
-            store_run(y_ptr + offset, y, at, end, live, TILE, LANES, VECTOR)
+            for i in tl.static_range(RUN // 4):
+                y += _four_decoded(codes[r][i] >> shift, scale, zero, BITS, ZERO_PRESERVING)
+            tl.store(out_ptr + tl.arange(0, RUN)[None, :], merge_run(y, dtype, THREADS), mask=live)

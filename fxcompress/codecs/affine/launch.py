@@ -1,5 +1,7 @@
 """Launches of the affine kernels: which codecs and tensors they take, and the constants of each."""
 
+from dataclasses import dataclass
+
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -13,12 +15,22 @@ from fxcompress.errors import OptionError
 WARPS = 4
 """Triton's default; a graph node could not carry another number."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Elements of one group per thread. Encoding, all of them share the cost of the metadata; decoding, two threads side by
-# side fill the 32-byte sectors that they write.
-_ENCODE_MOST = 64
-_DECODE_MOST = 32
-# Stores of single elements by several threads per group go through shared memory in Triton 3.6.
-_DECODE_MOST_UNALIGNED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How much one thread does.
+
+    Attributes:
+        encode: elements of one group, at most; all of them share the cost of the metadata.
+        decode: elements in all; the more, the fewer addresses per element.
+    """
+
+    encode: int = 64
+    decode: int = 32
+
+
+SHARES = Shares()
 
 
 def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
@@ -27,18 +39,18 @@ def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
         return f"the affine kernels take fp32, bf16 and fp16, not {dtype}"
     if codec.heads:
         return "the affine kernels take groups that are contiguous, not heads"
-    if not lanes(codec.bits, codec.group, _ENCODE_MOST):
+    if not lanes(codec.bits, codec.group, SHARES.encode):
         return f"the affine kernels take groups of a power of two from {max(16, 64 // codec.bits)} to 2048"
     return ""
 
 
-def encode(codec: Affine, x: torch.Tensor, salt: int) -> Launch:
+def encode(codec: Affine, x: torch.Tensor, salt: int, *, shares: Shares = SHARES) -> Launch:
     """`[*lead, cols]` → (codes, word)."""
     x = x.contiguous()
     *lead, cols = x.shape
     codes, word = (x.new_empty((*lead, *field.shape), dtype=field.dtype) for field in codec.fields(cols, x.dtype))
     aligned = cols % RUN == 0 and statically_known_true(x.storage_offset() * x.itemsize % 16 == 0)
-    constants = encode_constants(codec, cols % codec.group != 0, aligned)
+    constants = encode_constants(codec, cols % codec.group != 0, aligned, shares)
     return Launch(
         kernel=kernel.encode,
         programs=_programs(word.numel(), constants),
@@ -49,11 +61,13 @@ def encode(codec: Affine, x: torch.Tensor, salt: int) -> Launch:
     )
 
 
-def decode(codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype) -> Launch:
+def decode(
+    codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype, *, shares: Shares = SHARES
+) -> Launch:
     """(codes, word) → `[*lead, cols]` of `dtype`."""
     codes, word = (part.contiguous() for part in parts)
     y = codes.new_empty((*word.shape[:-1], cols), dtype=dtype)
-    constants = decode_constants(codec, cols % codec.group != 0, cols % RUN == 0)
+    constants = decode_constants(codec, cols % codec.group != 0, cols % RUN == 0, shares)
     return Launch(
         kernel=kernel.decode,
         programs=_programs(word.numel(), constants),
@@ -64,29 +78,30 @@ def decode(codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: tor
     )
 
 
-def encode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
+def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares = SHARES) -> dict[str, object]:
     """Compile-time parameters of the encode kernel."""
     steps = 2**codec.bits - (2 if codec.zero_preserving else 1)
+    shared = lanes(codec.bits, codec.group, shares.encode)
     return {
-        **_constants(codec, ragged, vector, _ENCODE_MOST),
+        **_constants(codec, ragged, vector),
         "STOCHASTIC": codec.rounding == "stochastic",
         "RECIPROCAL": reciprocal(steps),
+        "LANES": shared,
+        "TILE": WARPS * 32 // shared,
     }
 
 
-def decode_constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
+def decode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares = SHARES) -> dict[str, object]:
     """Compile-time parameters of the decode kernel."""
-    return _constants(codec, ragged, vector, _DECODE_MOST if vector else _DECODE_MOST_UNALIGNED)
+    tile = max(1, WARPS * 32 * shares.decode // codec.group)
+    return {**_constants(codec, ragged, vector), "TILE": tile, "THREADS": WARPS * 32}
 
 
-def _constants(codec: Affine, ragged: bool, vector: bool, most: int) -> dict[str, object]:
-    shared = lanes(codec.bits, codec.group, most)
+def _constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
     return {
         "BITS": codec.bits,
         "GROUP": codec.group,
         "ZERO_PRESERVING": codec.zero_preserving,
-        "LANES": shared,
-        "TILE": WARPS * 32 // shared,
         "VECTOR": vector,
         "RAGGED": ragged,
     }
