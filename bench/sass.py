@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fxcompress.codecs.affine import Affine, kernel, launch
+from fxcompress.codecs.affine import Affine, decode_kernel, kernel, launch
 from fxcompress.codecs.block2d import Block2d
 from fxcompress.codecs.block2d import kernel as cell_kernel
 from fxcompress.codecs.block2d import launch as cell_launch
@@ -189,15 +189,17 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
     if isinstance(case.codec, Dual):
         return _planes_program(case, case.codec)
     if case.side == "encode":
+        function = kernel.encode
         constants = launch.encode_constants(case.codec, case.ragged, case.vector)
         parts = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32"}
         parameters = {**parts, "n_groups": "i32", "cols": "i32", "salt": "i32"}
     else:
+        function = decode_kernel.decode
         constants = launch.decode_constants(case.codec, case.ragged, case.vector)
         parts = {"codes_ptr": "*u8", "word_ptr": "*i32", "y_ptr": pointer}
         parameters = {**parts, "n_groups": "i32", "cols": "i32"}
     elements = int(str(constants["TILE"])) * case.codec.group
-    return getattr(kernel, case.side), parameters, constants, launch.WARPS, elements
+    return function, parameters, constants, launch.WARPS, elements
 
 
 def _cells_program(case: Case, codec: Block2d) -> tuple[Any, dict[str, str], dict[str, object], int, int]:

@@ -73,10 +73,15 @@ def time_codec(
     x = rows_of(codec, dtype, nbytes, scale)
     encode, decode = lowered(codec, COLS, dtype, how, scale)
     parts = encode(x)
-    seconds = seconds_of(lambda: encode(x) if side == "encode" else decode(parts), scale)
+    return against_copy(lambda: encode(x) if side == "encode" else decode(parts), codec, x, scale)
+
+
+def against_copy(call: Callable[[], Any], codec: Codec, x: Tensor, scale: Scale) -> Measured:
+    """Time one side of a codec for rows `x`, and a copy of them."""
+    seconds = seconds_of(call, scale)
     y = torch.empty_like(x)
     copy_s = seconds_of(lambda: y.copy_(x), scale)
-    moved = x.numel() * x.itemsize + payload_nbytes(codec, len(x), COLS, dtype)
+    moved = x.numel() * x.itemsize + payload_nbytes(codec, len(x), COLS, x.dtype)
     rate, copy_rate = moved / seconds, 2 * x.numel() * x.itemsize / copy_s
     return {"seconds_s": seconds, "copy_s": copy_s, "gb_per_s": 1e-9 * rate, "of_copy": rate / copy_rate}
 

@@ -1,6 +1,6 @@
 """All sections in the order in which they run, the most important first."""
 
-from bench.device import bandwidth, batches, codecs, fused, training
+from bench.device import bandwidth, batches, codecs, fused, training, tune
 from bench.device.section import Section
 
 SECTIONS = (
@@ -10,6 +10,7 @@ SECTIONS = (
     Section(
         "bandwidth", "Encodes and decodes", ("seconds_s", "gb_per_s", "of_copy"), 75, 20, bandwidth.sweep_cases
     ),
+    Section("tune", "Other launches and forms", ("seconds_s", "gb_per_s", "of_copy"), 75, 20, tune.cases),
     Section("fused", "Fused with GELU", ("seconds_s", "plain_s", "ratio", "counted_ratio"), 60, 20, fused.cases),
     Section(
         "train", "Training steps",

@@ -40,7 +40,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     wide = packed.to(torch.int32)[..., None, :]
     if bits == 8:
         return wide
-    codes = (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
+    codes: torch.Tensor = (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
     return codes if planes.wanted(packed) else codes.flatten(-2)[..., None, :]
 
 

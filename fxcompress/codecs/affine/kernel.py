@@ -1,4 +1,4 @@
-"""Affine group quantization in Triton: one read, one write, bit for bit what `reference` computes. Needs only Triton.
+"""The affine encode in Triton: one read, one write, bit for bit what `reference` computes. Needs only Triton.
 
 A thread reads runs of eight neighbours (`runs`) and owns whole Philox calls, so that only the group's minimum and
 maximum cross threads: units u and u + UNITS/2 share their calls, and the units of one byte are UNITS·bits/8 apart (the
@@ -10,7 +10,7 @@ Every product that feeds an addition is exact or explicitly fused, so that no co
 import triton
 import triton.language as tl
 
-from fxcompress.codecs.runs import clamp, load_run, merge_run, philox, rows
+from fxcompress.codecs.runs import load_run, merge4, philox, rows
 
 _LARGEST = tl.constexpr(2.0**125)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
@@ -177,9 +177,12 @@ def encode(
     high = tl.reduce(high, 1, _nan_max, keep_dims=True)
     word, zero, inverse = _metadata(low, high, ZERO_PRESERVING, RECIPROCAL)
 
-    g = tl.arange(0, TILE)[:, None]
-    live = g < n_groups - base
-    tl.store(word_ptr + base + g, word, mask=live)
+    # As in `rows`, what is past the end is the last group again.
+    g = tl.minimum(tl.arange(0, TILE), n_groups - 1 - base)[:, None]
+    # Triton would bring the words to other threads, through shared memory, if it saw consecutive addresses along groups
+    # (so the mask) and none along lanes (so the sum, of which one is stored).
+    to = word_ptr + base + (g & 0x7FFFFFFF) + tl.arange(0, LANES)[None, :]
+    tl.store(to, tl.broadcast_to(word, (TILE, LANES)), mask=tl.arange(0, LANES)[None, :] == 0)
     key0 = tl.full((TILE, LANES), salt, tl.int32).to(tl.uint32, bitcast=True)
     key1 = tl.broadcast_to(word.to(tl.uint32, bitcast=True), (TILE, LANES))
     index = tl.broadcast_to((base + g).to(tl.uint32), (TILE, LANES))
@@ -205,100 +208,15 @@ def encode(
             first1 += second1 * 16
         else:
             out = tl.reshape(tl.join(second0, second1), (TILE, 2 * LANES))
-            tl.store(out_ptr + (HALF + r) * 2 * LANES, out, mask=live)
-        out = tl.reshape(tl.join(first0, first1), (TILE, 2 * LANES))
-        tl.store(out_ptr + r * 2 * LANES, out, mask=live)
-
-
-@triton.jit
-def _decoded(codes, shift: tl.constexpr, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
-    """fp32 value of the code that stands in `codes`, `_FIXED` plus 16 bits, from bit `shift` on."""
-    # The code is masked in place and brought down by an exact product, which costs no more than subtracting 2²³.
-    placed = codes & (0xFF000000 | ((2**BITS - 1) << shift))
-    first: tl.constexpr = 1 if ZERO_PRESERVING else 0
-    steps = tl.fma(placed.to(tl.float32, bitcast=True), 2.0**-shift, -(2.0 ** (23 - shift)) - first)
-    value = tl.fma(steps, scale, zero)
-    return tl.where(steps < 0, 0.0, value) if ZERO_PRESERVING else value
-
-
-@triton.jit
-def _four_decoded(codes, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
-    """fp32 values of the codes in the low bits of a word's bytes."""
-    low, high = codes & 0xFFFF | _FIXED, codes >> 16 | _FIXED
-    return (
-        _decoded(low, 0, scale, zero, BITS, ZERO_PRESERVING),
-        _decoded(low, 8, scale, zero, BITS, ZERO_PRESERVING),
-        _decoded(high, 0, scale, zero, BITS, ZERO_PRESERVING),
-        _decoded(high, 8, scale, zero, BITS, ZERO_PRESERVING),
-    )
-
-
-@triton.jit(do_not_specialize=["n_groups"])
-def decode(
-    codes_ptr,
-    word_ptr,
-    y_ptr,
-    n_groups,
-    cols,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
-    TILE: tl.constexpr,
-    THREADS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    """Inverse of `encode`, into contiguous rows of `cols` elements; a program decodes TILE groups.
-
-    A thread fills 16 bytes, next to its neighbour's: a GPU writes parts of 32-byte sectors at half speed or less. Bytes
-    are loaded by the threads of all planes, each for its own bits.
-    """
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    # 16 bytes per thread, or one element where rows are not aligned.
-    RUN: tl.constexpr = (4 if dtype == tl.float32 else 8) if VECTOR else 1
-    STEPS: tl.constexpr = TILE * GROUP // (RUN * THREADS)
-    SHARE: tl.constexpr = GROUP // RUN
-    HALF: tl.constexpr = GROUP * BITS // 8
-    base = tl.program_id(0) * TILE
-    codes_ptr += base.to(tl.int64) * HALF
-    if VECTOR:
-        codes_ptr = codes_ptr.to(tl.pointer_type(tl.uint32))
-    thread = tl.arange(0, THREADS)[:, None]
-    # All loads before the first store, which might change what they read.
-    word, codes = (), ()
-    for r in tl.static_range(STEPS):
-        group = r * THREADS // SHARE + thread // SHARE
-        live = group < n_groups - base
-        word += (tl.load(word_ptr + base + group, mask=live),)
-        part = (r * THREADS % SHARE + thread % SHARE) % (HALF // RUN)
-        if RUN == 1:
-            codes += (tl.load(codes_ptr + group * HALF + part, mask=live).to(tl.uint32),)
-        elif RUN == 4:
-            codes += ((tl.load(codes_ptr + group * (HALF // 4) + part, mask=live),),)
+            tl.store(out_ptr + (HALF + r) * 2 * LANES, out)
+        if LANES == 1 and BITS < 8 and RUNS > 1:
+            # Two runs are neighbours in the thread: 16 bytes at once, next to the next group's.
+            if r % 2 == 0:
+                even0, even1 = first0, first1
+            else:
+                wide_ptr = codes_ptr.to(tl.pointer_type(tl.uint32)) + base.to(tl.int64) * (GROUP * BITS // 32)
+                wide_ptr += g * (GROUP * BITS // 32) + tl.arange(0, 4)[None, :]
+                tl.store(wide_ptr + (r - 1) * 2, merge4(even0, even1, first0, first1, TILE, 1))
         else:
-            pair = tl.load(codes_ptr + group * (HALF // 4) + part * 2 + tl.arange(0, 2)[None, :], mask=live)
-            codes += (tl.split(tl.reshape(pair, (THREADS, 1, 2))),)
-    for r in tl.static_range(STEPS):
-        group = r * THREADS // SHARE + thread // SHARE
-        inside = r * THREADS % SHARE + thread % SHARE
-        live = group < n_groups - base
-        scale = (word[r] & -65536).to(tl.float32, bitcast=True)
-        zero = (word[r] << 16).to(tl.float32, bitcast=True)
-        shift = inside // (HALF // RUN) * BITS
-        if RAGGED:
-            row_groups = (cols + GROUP - 1) // GROUP
-            row = (base + group) // row_groups
-            column = (base + group - row * row_groups) * GROUP + inside * RUN
-            # The division tells the compiler how rows are aligned.
-            out_ptr = y_ptr + row.to(tl.int64) * (cols // RUN * RUN) + column
-            live = live & (column < cols)
-        else:
-            out_ptr = y_ptr + base.to(tl.int64) * GROUP + (r * THREADS + thread) * RUN
-        if RUN == 1:
-            y = _decoded(codes[r] >> shift | _FIXED, 0, scale, zero, BITS, ZERO_PRESERVING)
-            tl.store(out_ptr, clamp(y, dtype).to(dtype), mask=live)
-        else:
-            y = ()
-            for i in tl.static_range(RUN // 4):
-                y += _four_decoded(codes[r][i] >> shift, scale, zero, BITS, ZERO_PRESERVING)
-            tl.store(out_ptr + tl.arange(0, RUN)[None, :], merge_run(y, dtype, THREADS), mask=live)
+            out = tl.reshape(tl.join(first0, first1), (TILE, 2 * LANES))
+            tl.store(out_ptr + r * 2 * LANES, out)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from fxcompress.codecs.affine import kernel
+from fxcompress.codecs.affine import decode_kernel, kernel
 from fxcompress.codecs.affine.codec import Affine
 from fxcompress.codecs.groups import reciprocal
 from fxcompress.codecs.lowering import Launch, signed
@@ -26,11 +26,13 @@ class Shares:
         decode: elements in all; the more, the fewer addresses per element.
     """
 
-    encode: int = 64
+    encode: int
     decode: int = 32
 
 
-SHARES = Shares()
+def shares_of(codec: Affine) -> Shares:
+    """Threads that store whole sectors of codes: alone 16 neighbouring bytes, or four and more 8 bytes each."""
+    return Shares(encode=64 if codec.group <= 64 and codec.bits < 8 else 32)
 
 
 def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
@@ -39,12 +41,12 @@ def refuse(codec: Affine, cols: int, dtype: torch.dtype) -> str:
         return f"the affine kernels take fp32, bf16 and fp16, not {dtype}"
     if codec.heads:
         return "the affine kernels take groups that are contiguous, not heads"
-    if not lanes(codec.bits, codec.group, SHARES.encode):
+    if not lanes(codec.bits, codec.group, RUN):
         return f"the affine kernels take groups of a power of two from {max(16, 64 // codec.bits)} to 2048"
     return ""
 
 
-def encode(codec: Affine, x: torch.Tensor, salt: int, *, shares: Shares = SHARES) -> Launch:
+def encode(codec: Affine, x: torch.Tensor, salt: int, *, shares: Shares | None = None) -> Launch:
     """`[*lead, cols]` → (codes, word)."""
     x = x.contiguous()
     *lead, cols = x.shape
@@ -62,14 +64,14 @@ def encode(codec: Affine, x: torch.Tensor, salt: int, *, shares: Shares = SHARES
 
 
 def decode(
-    codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype, *, shares: Shares = SHARES
+    codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype, *, shares: Shares | None = None
 ) -> Launch:
     """(codes, word) → `[*lead, cols]` of `dtype`."""
     codes, word = (part.contiguous() for part in parts)
     y = codes.new_empty((*word.shape[:-1], cols), dtype=dtype)
     constants = decode_constants(codec, cols % codec.group != 0, cols % RUN == 0, shares)
     return Launch(
-        kernel=kernel.decode,
+        kernel=decode_kernel.decode,
         programs=_programs(word.numel(), constants),
         inputs={"codes_ptr": codes, "word_ptr": word},
         outputs={"y_ptr": y},
@@ -78,10 +80,10 @@ def decode(
     )
 
 
-def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares = SHARES) -> dict[str, object]:
+def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares | None = None) -> dict[str, object]:
     """Compile-time parameters of the encode kernel."""
     steps = 2**codec.bits - (2 if codec.zero_preserving else 1)
-    shared = lanes(codec.bits, codec.group, shares.encode)
+    shared = lanes(codec.bits, codec.group, (shares or shares_of(codec)).encode)
     return {
         **_constants(codec, ragged, vector),
         "STOCHASTIC": codec.rounding == "stochastic",
@@ -91,9 +93,9 @@ def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares =
     }
 
 
-def decode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares = SHARES) -> dict[str, object]:
+def decode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares | None = None) -> dict[str, object]:
     """Compile-time parameters of the decode kernel."""
-    tile = max(1, WARPS * 32 * shares.decode // codec.group)
+    tile = max(1, WARPS * 32 * (shares or shares_of(codec)).decode // codec.group)
     return {**_constants(codec, ragged, vector), "TILE": tile, "THREADS": WARPS * 32}
 
 

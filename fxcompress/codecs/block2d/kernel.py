@@ -7,6 +7,7 @@ holds a cell: no element, range or byte crosses threads, and the rows that it re
 import triton
 import triton.language as tl
 
+from fxcompress.codecs.affine import decode_kernel
 from fxcompress.codecs.affine import kernel as affine
 from fxcompress.codecs.runs import load_run, philox, store_run
 
@@ -125,6 +126,6 @@ def decode(
             y = ()
             for h in tl.static_range(4):
                 for i in tl.static_range(2):
-                    y += (affine._decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
+                    y += (decode_kernel.decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
             at = first + (p * BITS + r) * across * _SIDE
             store_run(y_ptr + offset, y, at, down * across * (_SIDE * _SIDE), live, TILE, 1, True)

@@ -8,6 +8,7 @@ whose codes share its bytes. Means and ranges go from one half to the other thro
 import triton
 import triton.language as tl
 
+from fxcompress.codecs.affine import decode_kernel
 from fxcompress.codecs.affine import kernel as affine
 from fxcompress.codecs.runs import load_run, philox, store_run
 
@@ -186,5 +187,5 @@ def decode(
         y = ()
         for h in tl.static_range(4):
             for i in tl.static_range(2):
-                y += (affine._decoded(halves[h], i * 8 + k * BITS, scale, zero, BITS, False) + mean,)
+                y += (decode_kernel.decoded(halves[h], i * 8 + k * BITS, scale, zero, BITS, False) + mean,)
         store_run(y_ptr + offset, y, at * _SIDE, down * across * (_SIDE * _SIDE), live, PLANES * RUNS, 1, True)
