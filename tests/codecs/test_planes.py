@@ -46,6 +46,9 @@ def test_affine_is_equal_bit_for_bit(
     monkeypatch.setattr(planes, "wanted", lambda _: True)
     for ours, theirs in zip(codec.encode(x, 1234), expected, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    decoded = codec.decode(expected, WIDTH, dtype)
+    monkeypatch.undo()
+    assert torch.equal(decoded.nan_to_num(7), codec.decode(expected, WIDTH, dtype).nan_to_num(7))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 9, 16, 1000])
@@ -55,3 +58,4 @@ def test_valueset_is_equal_bit_for_bit(count: int, monkeypatch: pytest.MonkeyPat
     expected = codec.encode(x, 0)
     monkeypatch.setattr(planes, "wanted", lambda _: True)
     assert all(torch.equal(a, b) for a, b in zip(codec.encode(x, 0), expected, strict=True))
+    assert torch.equal(codec.decode(expected, WIDTH, x.dtype), x)
