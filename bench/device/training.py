@@ -1,10 +1,12 @@
 """Is a training step right, how long does it take, and how much memory?"""
 
+import contextlib
 import functools
+import gc
 import importlib.util
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -98,7 +100,7 @@ def train(model: str, variant: Variant, scale: Scale) -> Measured:
         reserved = torch.cuda.memory_reserved() if scale.device == "cuda" else None
         torch.cuda.empty_cache()
     step = job.train_step(trial.compiled)
-    with alone():
+    with alone(), without_collections():
         step()
         seconds = measure.step_times({"": step}, rounds=_TOY_ROUNDS if scale.toy else _ROUNDS)[""]
         kernels = kernel_times(step) if scale.device == "cuda" else {}
@@ -119,6 +121,17 @@ def train(model: str, variant: Variant, scale: Scale) -> Measured:
         "first_step_s": trial.first_step_s,
         "loss": trial.loss if math.isfinite(trial.loss) else None,
     }
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep Python's garbage collector, which walks all that a compiler left behind, out of single steps."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def kernel_times(step: Callable[[], None]) -> dict[str, dict[str, float]]:
