@@ -41,7 +41,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return wide
     codes: torch.Tensor = (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
-    return codes if planes.wanted(packed) else codes.flatten(-2)[..., None, :]
+    return codes if planes.wanted(packed) else codes.reshape(*packed.shape[:-1], 1, packed.shape[-1] * 8 // bits)
 
 
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:

@@ -39,9 +39,9 @@ def make_word(zero_bits: torch.Tensor, top: torch.Tensor, levels: int, largest: 
     return torch.where(finite, word, _NAN_SCALE)
 
 
-def read_word(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int32 `[*lead, groups]` → fp32 (scale, zero), each `[*lead, groups, 1]`."""
-    wide = word[..., None]
+def read_word(word: torch.Tensor, within: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """int32 `[*lead, groups]` → fp32 (scale, zero), each `[*lead, groups, 1 …]` with `within` ones."""
+    wide = word.reshape(*word.shape, *(1,) * within)
     return (wide & _HIGH_HALF).view(torch.float32), (wide << 16).view(torch.float32)
 
 
@@ -68,7 +68,7 @@ def encode(
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
-    scale, zero = read_word(word[..., None])
+    scale, zero = read_word(word, within=2)
     return to_rows(bitpack.unpack(codes, bits) * scale + zero, cols, dtype, within=2)
 
 
@@ -99,7 +99,7 @@ def decode_zero_preserving(
     codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """Inverse of `encode_zero_preserving`: `[*lead, cols]` of `dtype`."""
-    scale, zero = read_word(word[..., None])
+    scale, zero = read_word(word, within=2)
     wide = bitpack.unpack(codes, bits)
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype, within=2)
 
