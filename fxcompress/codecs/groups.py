@@ -35,6 +35,19 @@ def scale_bits(span: torch.Tensor, levels: float) -> torch.Tensor:
     return ceiling.clamp_min(SMALLEST_SCALE_BITS)
 
 
+def inverse(word: torch.Tensor) -> torch.Tensor:
+    """1/scale, fp32 rounded to nearest, of the positive bf16 scale in the high half of each int32; -Inf for NaN.
+
+    The same bits from every compiler, though one for GPUs divides two units in the last place off: the significand's
+    reciprocal is rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is
+    not. All 128 significands are tested.
+    """
+    significand = ((word & 0x007F0000) | 0x3F800000).view(torch.float32)
+    short = ((significand.reciprocal().view(torch.int32) + 0xFF) & -0x100).view(torch.float32)
+    refined = short * (2.0 - significand * short)
+    return refined * (0x7F000000 - (word & 0x7F800000)).view(torch.float32)
+
+
 def to_groups(x: torch.Tensor, group: int) -> torch.Tensor:
     """`[*lead, cols]` → `[*lead, groups, group]`; the last element of each row is repeated, so that no range widens."""
     *lead, cols = x.shape
