@@ -36,16 +36,14 @@ def scale_bits(span: torch.Tensor, levels: float) -> torch.Tensor:
 
 
 def inverse(word: torch.Tensor) -> torch.Tensor:
-    """1/scale, fp32 rounded to nearest, of the positive bf16 scale in the high half of each int32; -Inf for NaN.
+    """1/scale, fp32 rounded to nearest, of the positive bf16 scale in the high half of each int32; NaN for NaN.
 
-    The same bits from every compiler, though one for GPUs divides two units in the last place off: the significand's
-    reciprocal is rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is
-    not. All 128 significands are tested.
+    The same bits from every compiler, though one for GPUs divides two units in the last place off: the reciprocal is
+    rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is not.
     """
-    significand = ((word & 0x007F0000) | 0x3F800000).view(torch.float32)
-    short = ((significand.reciprocal().view(torch.int32) + 0xFF) & -0x100).view(torch.float32)
-    refined = short * (2.0 - significand * short)
-    return refined * (0x7F000000 - (word & 0x7F800000)).view(torch.float32)
+    scale = (word & _HIGH_HALF).view(torch.float32)
+    short = ((scale.reciprocal().view(torch.int32) + 0xFF) & -0x100).view(torch.float32)
+    return short * (2.0 - scale * short)
 
 
 def to_groups(x: torch.Tensor, group: int) -> torch.Tensor:

@@ -119,7 +119,7 @@ def test_inverse_of_every_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = make_fx(groups.inverse)(bits)
     for off in range(-8, 9):
         assert torch.equal(Hostile(traced, off).run(bits), expected)
-    assert groups.inverse(torch.tensor([0x7FC00000], dtype=torch.int32)).item() == -torch.inf
+    assert groups.inverse(torch.tensor([0x7FC00000], dtype=torch.int32)).isnan().all()
 
 
 def test_hostile_sees_a_product_fused_and_a_quotient_off() -> None:
