@@ -63,7 +63,7 @@ def encode(
     values = to_groups(x, group).to(torch.float32)
     low, top = _range(values, values, bits)
     word = make_word(floor_bits(low), top, 2**bits - 1, largest)
-    return _pack(_fixed(values, word), word, bits, salt), word
+    return _pack(_fixed(values, word, inverse(word[..., None])), word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -89,7 +89,8 @@ def encode_zero_preserving(
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
     word = make_word(zero_bits, top, 2**bits - 2)
-    fixed = _fixed(values, word)
+    # With the corrected reciprocal, Inductor would split the kernel: it counts operators.
+    fixed = _fixed(values, word, read_word(word)[0].reciprocal())
     # `fixed > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
     codes = torch.where(signed <= 0, 0.0, torch.where(fixed > 0, fixed, 0.0) + 256.0)
     return _pack(codes, word, bits, salt), word
@@ -111,18 +112,14 @@ def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tens
     return planes.lowest(planes.unbind(low, 8 // bits)), planes.highest(planes.unbind(high, 8 // bits))
 
 
-def _fixed(values: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
-    """256·(x - zero)/scale; anything but a positive number for a positive x of a group that is not finite.
+def _fixed(values: torch.Tensor, word: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """256·(x - zero)·rate, the rate being 1/scale; anything but a positive number for a positive x of a group that is not finite.
 
     Read back from the word, which is in memory anyway: Inductor would compute its inputs anew for every element. The
     last product is exact, so that a compiler may fuse it with a sum: the one before would not be rounded.
     """
     _, zero = read_word(word)
-    if planes.wanted(values):
-        # Changes no value of a finite group. But where x is a product, a compiler may fuse it with the difference, and
-        # codes of what is not rounded can leave the range of what is.
-        values = torch.maximum(values, zero)
-    return (values - zero) * inverse(word[..., None]) * 256.0
+    return (values - zero) * rate * 256.0
 
 
 def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
