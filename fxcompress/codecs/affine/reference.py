@@ -113,7 +113,7 @@ def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tens
 
 
 def _fixed(values: torch.Tensor, word: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """256·(x - zero)·rate, the rate being 1/scale; anything but a positive number for a positive x of a group that is not finite.
+    """256·(x - zero)·rate, where rate is 1/scale; no positive number for a positive x of a group that is not finite.
 
     Read back from the word, which is in memory anyway: Inductor would compute its inputs anew for every element. The
     last product is exact, so that a compiler may fuse it with a sum: the one before would not be rounded.
