@@ -16,7 +16,7 @@ from bench.device.section import Cases, Measured, Scale, Skipped
 from bench.device.turns import alone, together
 from bench.models.large import LARGE
 from bench.models.zoo import ZOO
-from bench.trial import Job, run_trial
+from bench.trial import Job, Trial, run_trial
 from bench.variants import GRAPHS, REFERENCE, Variant, in_graphs, variants
 
 PLAIN_TORCH = ("cnn", "bytegpt", "digits_vit", "bnn", "gcn", "lstm")
@@ -59,8 +59,14 @@ def train_cases(scale: Scale) -> Cases:
 def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Measured:
     """One step of a zoo model against the reference on the same device: loss, gradients, bytes.
 
-    `repeats`: whether another step has bit-equal gradients. Not asked for: atomic additions have no fixed order.
+    `repeats`: whether another step has bit-equal gradients; `reference_repeats`: whether the reference's has. Not asked
+    for: atomic additions have no fixed order.
     """
+
+    def repeats(one: Trial) -> bool:
+        again = job.gradient_step(one.compiled)()
+        return all(torch.equal(*pair) for pair in zip(again, one.gradients.values(), strict=True))
+
     if library and not _is_installed(library):
         raise Skipped(f"{library} is not installed")
     # cuDNN rounds operands of convolutions to 10 bits otherwise, which no bound on an exact gradient survives.
@@ -68,9 +74,8 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
     module, args, kwargs = ZOO[model]()
     job = Job(module, args, kwargs).to(scale.place)
     reference = run_trial(variants(scale.inner)[REFERENCE], job, fresh=False)
+    reference_repeats = repeats(reference)
     trial = run_trial(variant, job, fresh=False)
-    again = [gradient.clone() for gradient in job.gradient_step(trial.compiled)()]
-    repeats = all(torch.equal(one, two) for one, two in zip(again, trial.gradients.values(), strict=True))
     loss_error = abs(trial.loss - reference.loss) / abs(reference.loss)
     grad_error = measure.rel_grad_error(trial.gradients, reference.gradients)
     allowed = _EXACT_ERROR if "exact" in variant.name else _LOSSY_ERROR
@@ -78,7 +83,8 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
         "ok": bool(loss_error <= _LOSS_ERROR and grad_error <= allowed),
         "loss_error": loss_error,
         "grad_error": grad_error,
-        "repeats": repeats,
+        "repeats": repeats(trial),
+        "reference_repeats": reference_repeats,
         "saved_bytes": trial.saved_bytes,
         "reference_saved_bytes": reference.saved_bytes,
         "peak_bytes": trial.memory.peak_bytes,

@@ -35,6 +35,17 @@ def scale_bits(span: torch.Tensor, levels: float) -> torch.Tensor:
     return ceiling.clamp_min(SMALLEST_SCALE_BITS)
 
 
+def inverse(word: torch.Tensor) -> torch.Tensor:
+    """1/scale, fp32 rounded to nearest, of the positive bf16 scale in the high half of each int32; NaN for NaN.
+
+    The same bits from every compiler, though one for GPUs divides two units in the last place off: the reciprocal is
+    rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is not.
+    """
+    scale = (word & _HIGH_HALF).view(torch.float32)
+    short = ((scale.reciprocal().view(torch.int32) + 0xFF) & -0x100).view(torch.float32)
+    return short * (2.0 - scale * short)
+
+
 def to_groups(x: torch.Tensor, group: int) -> torch.Tensor:
     """`[*lead, cols]` → `[*lead, groups, group]`; the last element of each row is repeated, so that no range widens."""
     *lead, cols = x.shape

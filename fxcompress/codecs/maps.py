@@ -67,16 +67,18 @@ def from_cells(cells: torch.Tensor, cell: tuple[int, int], height: int, width: i
 def cell_means(planes: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     """fp32 `[*lead, planes, height, width]` → means `[*lead, planes, rows of cells, columns of cells]`.
 
-    Elements are weighted before they are summed, so that no sum overflows; halves of a cell's columns are added, then
-    halves of its rows, so that every compiler and kernel adds in one order.
+    Halves of a cell's columns are added, then halves of its rows, so that every compiler and kernel adds in one order.
+    Before, a power of two makes the elements small enough for any sum: a compiler may fuse that product with the sum,
+    and from 2⁻¹²⁶ on it is exact.
     """
     *lead, height, width = planes.shape
     tall, wide = padded(height, cell[0]), padded(width, cell[1])
-    weighted = planes * _shares(height, cell[0], planes)[:, None] * _shares(width, cell[1], planes)
+    small = planes * (1 / (_power_of_two(cell[0]) * _power_of_two(cell[1])))
     if (tall, wide) != (height, width):
-        weighted = torch.nn.functional.pad(weighted, (0, wide - width, 0, tall - height))
-    cells = weighted.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1])
-    return _halved(_halved(cells, -1), -2)
+        small = torch.nn.functional.pad(small, (0, wide - width, 0, tall - height))
+    cells = small.reshape(*lead, tall // cell[0], cell[0], wide // cell[1], cell[1])
+    total = _halved(_halved(cells, -1), -2)
+    return total * _weights(height, cell[0], planes)[:, None] * _weights(width, cell[1], planes)
 
 
 def _halved(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -97,7 +99,14 @@ def spread(means: torch.Tensor, cell: tuple[int, int], height: int, width: int) 
     return wide.reshape(*lead, rows * cell[0], columns * cell[1])[..., :height, :width]
 
 
-def _shares(size: int, cell: int, like: torch.Tensor) -> torch.Tensor:
-    """fp32 `[size]`: one over the number of indices in each index's cell."""
-    first = torch.arange(size, device=like.device) // cell * cell
-    return (size - first).clamp_max(cell).to(torch.float32).reciprocal()
+def _power_of_two(count: int) -> int:
+    """The smallest that is not below `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def _weights(size: int, cell: int, like: torch.Tensor) -> torch.Tensor:
+    """fp32 `[cells]`: the power of two that `cell_means` took out over the number of indices in each cell."""
+    weights = torch.full((size // cell,), _power_of_two(cell) / cell, dtype=torch.float32, device=like.device)
+    if size % cell == 0:
+        return weights
+    return torch.nn.functional.pad(weights, (0, 1), value=_power_of_two(cell) / (size % cell))

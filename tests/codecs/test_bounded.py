@@ -83,6 +83,27 @@ def test_room_goes_to_the_groups_that_need_it_most() -> None:
     assert torch.equal(y[[7, 40]], x[[7, 40]]) and float((y - x).abs().max()) <= 0.25
 
 
+@pytest.mark.parametrize("spare", [1, 2, 5])
+def test_of_equals_the_first_get_the_room(spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of equals `topk` takes, and in what order, is the device's; the payload is not."""
+    codec = Bounded(eps=0.01, bits=4, group=16, spare=spare)
+    # Three kinds of groups in any order, one of them not finite.
+    kind = torch.randint(0, 3, (5, 40), generator=torch.Generator().manual_seed(0))
+    pattern = torch.linspace(-1, 1, 16)
+    x = torch.stack([pattern, 50 * pattern, torch.inf * pattern])[kind].flatten(-2)
+    parts = codec.encode(x, 1)
+    need = torch.tensor([1, 0, 2])[kind]
+    assert torch.equal(parts[3], need.argsort(dim=-1, stable=True)[:, : 40 // spare].int())
+
+    def last_first(values: torch.Tensor, count: int, dim: int) -> torch.return_types.topk:
+        found, index = torch.sort(values.flip(dim), dim=dim, descending=True, stable=True)
+        return torch.return_types.topk((found[..., :count], values.shape[dim] - 1 - index[..., :count]))
+
+    monkeypatch.setattr(torch.Tensor, "topk", last_first)
+    for one, two in zip(codec.encode(x, 1), parts, strict=True):
+        assert torch.equal(one.view(torch.uint8), two.view(torch.uint8))
+
+
 def test_bytes_are_the_formula() -> None:
     """bits + 32/group + (bits of the dtype + 32/group)/spare per element."""
     cols = 64 * 64 * 10

@@ -14,7 +14,7 @@ import math
 import torch
 
 from fxcompress.codecs import bitpack, noise, planes
-from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, scale_bits, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, inverse, scale_bits, to_groups, to_rows
 
 _HIGH_HALF = -65536
 _NAN_SCALE = 0x7FC00000
@@ -63,7 +63,7 @@ def encode(
     values = to_groups(x, group).to(torch.float32)
     low, top = _range(values, values, bits)
     word = make_word(floor_bits(low), top, 2**bits - 1, largest)
-    return _pack(_steps(values, word), word, bits, salt), word
+    return _pack(_fixed(values, word, inverse(word[..., None])), word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -89,9 +89,10 @@ def encode_zero_preserving(
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
     word = make_word(zero_bits, top, 2**bits - 2)
-    steps = _steps(values, word)
-    # `steps > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
-    codes = torch.where(signed <= 0, 0.0, torch.where(steps > 0, steps, 0.0) + 1.0)
+    # With the corrected reciprocal, Inductor would split the kernel: it counts operators.
+    fixed = _fixed(values, word, read_word(word)[0].reciprocal())
+    # `fixed > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
+    codes = torch.where(signed <= 0, 0.0, torch.where(fixed > 0, fixed, 0.0) + 256.0)
     return _pack(codes, word, bits, salt), word
 
 
@@ -111,25 +112,27 @@ def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tens
     return planes.lowest(planes.unbind(low, 8 // bits)), planes.highest(planes.unbind(high, 8 // bits))
 
 
-def _steps(values: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
-    """(x - zero)/scale; anything for a group that is not finite.
+def _fixed(values: torch.Tensor, word: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """256·(x - zero)·rate, where rate is 1/scale; no positive number for a positive x of a group that is not finite.
 
-    Read back from the word, which is in memory anyway: Inductor would compute its inputs anew for every element.
+    Read back from the word, which is in memory anyway: Inductor would compute its inputs anew for every element. The
+    last product is exact, so that a compiler may fuse it with a sum: the one before would not be rounded.
     """
-    scale, zero = read_word(word)
-    return (values - zero) * scale.reciprocal()
+    _, zero = read_word(word)
+    return (values - zero) * rate * 256.0
 
 
 def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
-    """Round real-valued codes, fp32 `[*lead, groups, group]`, and pack them."""
+    """Round codes times 256, fp32 `[*lead, groups, group]`, and pack them."""
     if salt is None:
-        return bitpack.pack(_to_integer(codes), bits)
-    return bitpack.pack_dithered(_to_integer(codes * 256.0), noise.words(salt, word, codes.shape[-1]), bits)
+        return bitpack.pack(_to_integer(codes, 256), bits)
+    return bitpack.pack_dithered(_to_integer(codes, 1), noise.words(salt, word, codes.shape[-1]), bits)
 
 
-def _to_integer(x: torch.Tensor) -> torch.Tensor:
-    """fp32 in 0 … 2¹⁶ to the nearest int32, ties to even; anything for NaN.
+def _to_integer(x: torch.Tensor, unit: int) -> torch.Tensor:
+    """fp32 in 0 … 2¹⁶ units, a power of two, to the nearest int32, ties to even; anything for NaN.
 
-    Added to 2²³ the integer stands in the low bits: an add, where a conversion has a quarter of a GPU's rate or less.
+    Added to 2²³ units the integer stands in the low bits: an add, where a conversion has a quarter of a GPU's rate or
+    less.
     """
-    return (x + 2.0**23).view(torch.int32) & 0xFFFF
+    return (x + 2.0**23 * unit).view(torch.int32) & 0xFFFF

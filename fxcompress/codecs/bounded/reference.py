@@ -14,7 +14,7 @@ import math
 import torch
 
 from fxcompress.codecs import bitpack
-from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, scale_bits, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, SMALLEST_SCALE_BITS, floor_bits, inverse, scale_bits, to_groups, to_rows
 
 _HIGH_HALF = -65536
 _NAN_SCALE = 0x7FC00000
@@ -46,17 +46,20 @@ def encode(x: torch.Tensor, eps: float | torch.Tensor, bits: int, group: int, ro
     fitting = torch.maximum(scale_bits(top - low, 2**bits - 2), scale_bits(largest, LARGEST_ANCHOR))
     finite = largest <= LARGEST
     step_bits = torch.where(finite, torch.maximum(planned, fitting), _NAN_SCALE)
-    inverse = step_bits.view(torch.float32).reciprocal()
+    rate = inverse(step_bits)
     # Of a group that is not finite, only the NaN step is read back.
-    anchor = torch.where(finite, torch.round(low * inverse), 0.0).to(torch.int32)
-    steps = torch.where(finite[..., None], torch.round(values * inverse[..., None]), 0.0).to(torch.int32)
+    anchor = torch.where(finite, torch.round(low * rate), 0.0).to(torch.int32)
+    steps = torch.where(finite[..., None], torch.round(values * rate[..., None]), 0.0).to(torch.int32)
     codes = bitpack.pack((steps - anchor[..., None]).clamp(0, 2**bits - 1), bits)
     word = step_bits | (anchor & 0xFFFF)
     if not room:
         return codes, word
     # Ratios of positive floats of one tensor are ordered as the differences of their bits are, near enough to rank.
     excess = torch.where(finite, fitting - planned, torch.iinfo(torch.int32).min)
-    index = excess.topk(room, -1).indices
+    # Of equals the first are stored: which of them `topk` would take, and in what order, differs between devices. Bits
+    # of bf16 values have 16 zeros at their end, so that 64 bits hold the place too.
+    place = torch.arange(excess.shape[-1], device=excess.device)
+    index = (excess.to(torch.int64) * 2**16 - place).topk(room, -1).indices
     raw = torch.where(finite[..., None], grouped, math.nan).gather(-2, index[..., None].expand(*index.shape, group))
     return codes, word, raw, index.to(torch.int32)
 
@@ -92,4 +95,4 @@ def _planned_step(largest: torch.Tensor, eps: float | torch.Tensor, dtype: torch
     least = info.smallest_normal * info.eps / 2
     bound = torch.as_tensor(eps, dtype=torch.float32, device=largest.device)
     left = bound - (largest + bound) * (info.eps / 2) - least
-    return torch.maximum(bound / 2, left) * (2 * SAFETY)
+    return torch.maximum(bound * 0.5, left) * (2 * SAFETY)

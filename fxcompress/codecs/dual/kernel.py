@@ -30,7 +30,7 @@ def _row_mean(x):
     """Sum of a run's eight elements, each divided by the 64 of its cell."""
     w = ()
     for i in tl.static_range(8):
-        w += (x[i] * 0.125 * 0.125,)
+        w += (x[i] * 0.015625,)
     return _tree(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7])
 
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from fxcompress.codecs.groups import LARGEST, scale_bits, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, inverse, scale_bits, to_groups, to_rows
 
 
 def encode(x: torch.Tensor, code: torch.dtype, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def encode(x: torch.Tensor, code: torch.dtype, group: int) -> tuple[torch.Tensor
     largest = values.abs().amax(-1)
     bits = scale_bits(largest, torch.finfo(code).max)
     scale = torch.where(largest <= LARGEST, bits.view(torch.float32), math.nan)
-    return (values * scale.reciprocal()[..., None]).to(code), scale.to(torch.bfloat16)
+    return (values * inverse(bits)[..., None]).to(code), scale.to(torch.bfloat16)
 
 
 def decode(codes: torch.Tensor, scale: torch.Tensor, cols: int, dtype: torch.dtype) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from fxcompress.codecs import bitpack, noise
 from fxcompress.codecs.affine.reference import make_word, read_word
-from fxcompress.codecs.groups import LARGEST, floor_bits
+from fxcompress.codecs.groups import LARGEST, floor_bits, inverse
 
 _NAN_SCALE = 0x7FC00000
 
@@ -37,8 +37,8 @@ def encode(
     levels = 2**bits - 1
     finite = values.abs().amax(-1) <= LARGEST
     word = torch.where(finite, make_word(floor_bits(low), high, levels), _NAN_SCALE)
-    scale, zero = read_word(word)
-    steps = torch.where(finite[..., None], ((values - zero) * scale.reciprocal()).clamp(0, levels), 0.0)
+    _, zero = read_word(word)
+    steps = torch.where(finite[..., None], ((values - zero) * inverse(word[..., None])).clamp(0, levels), 0.0)
     if salt is None:
         return bitpack.pack(torch.round(steps).to(torch.int32), bits), word
     fixed = torch.round(steps * 256.0).to(torch.int32)
