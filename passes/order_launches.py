@@ -1,9 +1,9 @@
 """In which order fused kernels run, so that little memory is alive at once.
 
-A compiler that fuses is left with kernels that may run anywhere between what they read and who reads them. Inductor picks
-an order by an estimate that counts what a kernel never stores, and with it, it may run every decode of the backward first.
-`order_launches` counts what is stored: from the given order on, a kernel that makes more than it frees is put off, up to
-its first reader, and one that frees more than it makes is run earlier. Read-only.
+A compiler that fuses is left with kernels that may run anywhere between what they read and who reads them, every decode
+of the backward first, for one. From the order given, `order_launches` puts off a kernel that makes more than it frees,
+up to its first reader, and runs one earlier that frees more than it makes, as soon as what it frees is read by nobody
+else. Read-only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +45,7 @@ def order_launches(launches: Sequence[Launch], given: Mapping[str, int], kept: f
     return min(found, key=lambda order: peak_bytes(order, launches, given, kept))
 
 
-def peak_bytes(
-    order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]
-) -> int:
+def peak_bytes(order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> int:
     """The most bytes alive at once."""
     last = {name: at for at, i in enumerate(order) for name in (*launches[i].makes, *launches[i].reads)}
     live = dict(given)

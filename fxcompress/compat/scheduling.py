@@ -67,8 +67,8 @@ def keep_order_setting() -> dict[str, Any]:
 def order_launches_setting() -> dict[str, Any]:
     """The config patch that orders fused kernels; none where the caller has a pass of this kind set.
 
-    Inductor's own reordering runs after it, by an estimate in which a fused kernel stores all that it computes: with
-    decodes in it, the backward of a ViT ran all of attention's first.
+    Inductor's own reordering would run after it, by an estimate in which a group's scale counts once for every element
+    of the group: 2.11 ran all decodes of attention's operands first in the backward of a ViT.
     """
     from torch._inductor import config
 
@@ -108,9 +108,8 @@ def _input_nbytes(dep: Any) -> int:
 
     if is_nonfreeable_buffers(dep) or V.graph.get_dep_size_hint(dep) == 0:
         return 0
-    sizes = V.graph.sizevars
-    hint = getattr(sizes, "optimization_hint", None) or sizes.size_hint  # the latter is gone in 2.13
-    return int(hint(V.graph.get_numel(dep.name), fallback=0)) * int(get_dtype_size(V.graph.get_dtype(dep.name)))
+    count = V.graph.sizevars.optimization_hint(V.graph.get_numel(dep.name), fallback=0)
+    return int(count) * int(get_dtype_size(V.graph.get_dtype(dep.name)))
 
 
 def _is_called(node: Any) -> bool:
@@ -134,7 +133,7 @@ def _bound(first: Any, second: Any) -> None:
 
 
 def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
-    """The kernels after fusion, and the inputs that the graph frees. Gradients that a backward returns count nothing."""
+    """The kernels after fusion, and the inputs that the graph frees. What a backward returns counts nothing."""
     from torch._inductor.memory import compute_size_for_scheduler_buffer
     from torch._inductor.virtualized import V
 
@@ -185,7 +184,7 @@ def _maker(node: Any, name: str, position: dict[str, int], own: int) -> int:
     """Where a buffer is allocated: one of several results where the library runs, and not where it is picked."""
     from torch._inductor.ir import MultiOutput
 
-    picked = node.scheduler.name_to_buf[name].node
+    picked: Any = node.scheduler.name_to_buf[name].node
     return position.get(picked.inputs[0].get_name(), own) if isinstance(picked, MultiOutput) else own
 
 
