@@ -26,6 +26,7 @@ from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_nee
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
+from fxcompress.passes.find_idle_width import find_idle_width
 from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
@@ -131,8 +132,9 @@ def run(
         ),
     )
     encodings = choice.encodings
-    for text in find_unmatched(found.storages, options) if stored is None else ():
-        warnings.warn(f"actcomp: {text}", stacklevel=2)
+    for text in (*find_unmatched(found.storages, options), find_idle_width(choice.decisions, stated)):
+        if text and stored is None:
+            warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
     limits = Limits(stated, budget or own_budget(fw, bw, options, peak_before), machine)

@@ -184,8 +184,11 @@ def _maker(node: Any, name: str, position: dict[str, int], own: int) -> int:
     """Where a buffer is allocated: one of several results where the library runs, and not where it is picked."""
     from torch._inductor.ir import MultiOutput
 
-    picked: Any = node.scheduler.name_to_buf[name].node
-    return position.get(picked.inputs[0].get_name(), own) if isinstance(picked, MultiOutput) else own
+    picked = node.scheduler.name_to_buf[name].node
+    if not isinstance(picked, MultiOutput):
+        return own
+    results: Any = picked.inputs[0]
+    return position.get(results.get_name(), own)
 
 
 def _only_orders(dep: Any) -> bool:
