@@ -24,8 +24,8 @@ def find_idle_width(decisions: Sequence[Decision], options: Options) -> str:
     if not sizes or share >= _LITTLE:
         return ""
     return (
-        f"bits={options.bits} is the width of {len(served)} of {len(sizes)} encoded tensors ({share:.0%} of their bytes): "
-        "from the others, operands of products or of attention are taken or rebuilt, whose width is "
+        f"bits={options.bits} is the width of {len(served)} of {len(sizes)} encoded tensors ({share:.0%} of their "
+        "bytes): the others are operands of products or of attention, or rebuilt into some, and their width is "
         f"operand_bits={options.operand_bits}; state that too"
     )
 

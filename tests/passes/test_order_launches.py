@@ -1,8 +1,14 @@
 """The order of fused kernels: against a replay of their memory, and where the best order is known."""
 
+import pickle
+
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._inductor import config
 
+from fxcompress.backend import settings
+from fxcompress.compat.scheduling import OrderLaunches
+from fxcompress.options import Options
 from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
 
 GIVEN = {"a": 3, "b": 8, "c": 21}
@@ -82,3 +88,18 @@ def test_what_a_kernel_yields_costs_nothing() -> None:
     assert peak_bytes([0], [launch], {"x": 64}, frozenset()) == 64
     kept = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
     assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
+
+
+def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone() -> None:
+    ours = settings(Options(), on_gpu=True)
+    assert isinstance(ours["_post_fusion_custom_pass"], OrderLaunches) and ours["reorder_for_peak_memory"] is False
+    left_out = Options(disable_passes=("order_launches",))
+    with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
+        theirs = settings(Options(), on_gpu=True)
+    for others in (settings(Options(), on_gpu=False), settings(left_out, on_gpu=True), theirs):
+        assert others.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+
+
+def test_caches_can_take_the_pass() -> None:
+    first, second = OrderLaunches(), OrderLaunches()
+    assert first.uuid() == second.uuid() and pickle.dumps(first) == pickle.dumps(second)
