@@ -3,7 +3,7 @@
     python -m bench.peaks [--models vit_base,…] [--variants plain,default,…] [--toy] [--json file]
 
 Each model is traced once on fake tensors under bf16 autocast; its graphs are partitioned, lowered for an H200, and the
-allocations of the generated code are replayed (`bench.fake_cuda.replay`). Next to it stands what the memory model
+allocations of the generated code are replayed (`bench.fake_cuda.memory`). Next to it stands what the memory model
 predicts. Parameters, gradients, the batch and what libraries need inside their calls are left out.
 """
 

@@ -41,6 +41,7 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded
+from fxcompress.passes.store_sums import store_sums
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
@@ -155,6 +156,8 @@ def run(
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))
+    if fused and "store_sums" not in options.disable_passes:
+        clock.run("store_sums", lambda: store_sums(bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

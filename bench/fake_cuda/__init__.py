@@ -13,7 +13,7 @@ Every private name of torch that this needs is in this package; all were run in 
 
 from bench.fake_cuda.device import DEVICE, fake_cuda, gpu_layouts
 from bench.fake_cuda.lower import Lowered, lower, retarget
-from bench.fake_cuda.replay import Moment, replay
+from bench.fake_cuda.memory import Moment, replay
 from bench.fake_cuda.schedule import Access, Scheduled, scheduled
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton")
 
 from bench.fake_cuda import fake_cuda, lower, replay
-from bench.fake_cuda import replay as replay_module
+from bench.fake_cuda import memory
 from bench.peaks import OPTIONS, predict, replay_step, trace_large
 from bench.step_graphs import Pair, partition, plain, trace
 from bench.traffic import SETTINGS
@@ -72,7 +72,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 def test_what_is_ordered_by_is_what_the_code_allocates(
     toy: tuple[Pair, Pair, int], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_module, "BLOCK", 1, raising=False)
+    monkeypatch.setattr(memory, "BLOCK", 1)
     pair, again, count = toy
     held = {node.name for node in placeholders(pair[0])}
     saved = {n.name: storage_nbytes(n.meta["val"]) for n in placeholders(pair[1]) if isinstance(n.meta["val"], Tensor)}
