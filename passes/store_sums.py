@@ -1,8 +1,8 @@
 """Let Inductor write a sum of gradients to memory once, where it would otherwise keep all its terms for later readers.
 
-The gradient of a residual stream grows by one term per block. Inductor computes such a sum anew wherever it is read, up to
-some number of terms, and until then each of them stays in memory: in the first stage of a ResNet-50 the largest tensors
-of the step. `store_sums` marks sums that are read again after a library's kernel and whose terms would wait for that.
+The gradient of a residual stream grows by one term per block. Inductor computes such a sum anew wherever it is read, up
+to some number of terms, and until then each of them stays in memory: in a ResNet's first stage, the largest tensors of
+the step. `store_sums` marks sums that are read again after a library's kernel and whose terms would wait for that.
 Exact, but for where a compiler that fuses rounds. For GPUs.
 """
 

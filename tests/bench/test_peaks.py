@@ -7,8 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import fake_cuda, lower, replay
-from bench.fake_cuda import memory
+from bench.fake_cuda import fake_cuda, lower, memory, replay
 from bench.peaks import OPTIONS, predict, replay_step, trace_large
 from bench.step_graphs import Pair, partition, plain, trace
 from bench.traffic import SETTINGS
