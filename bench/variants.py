@@ -84,6 +84,8 @@ def variants(inner: str = "inductor") -> dict[str, Variant]:
         Variant("actcomp", "actcomp", ours),
         Variant("actcomp-8bit", "actcomp", {**ours, "bits": 8}),
         Variant("actcomp-2bit", "actcomp", {**ours, "bits": 2}),
+        Variant("actcomp-4bit-all", "actcomp", {**ours, "bits": 4, "operand_bits": 4}),
+        Variant("actcomp-2bit-all", "actcomp", {**ours, "bits": 2, "operand_bits": 2}),
         Variant("actcomp-exact", "actcomp", {**ours, "lossy": False}),
         Variant("actcomp-whole", "actcomp", {**ours, "loss_chunks": 0}),
         Variant("actcomp-unpinned", "actcomp", {**ours, "disable_passes": ["pin_products"]}),
@@ -106,7 +108,9 @@ def inductor_variants() -> tuple[Variant, ...]:
     return (
         Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),
         Variant("actcomp-unordered", "actcomp", {"disable_passes": ["keep_order"]}),
-        Variant("actcomp-2bit-aten", "actcomp", {"bits": 2, "disable_passes": ["pick_lowering"]}),
+        Variant(
+            "actcomp-4bit-all-aten", "actcomp", {"bits": 4, "operand_bits": 4, "disable_passes": ["pick_lowering"]}
+        ),
         # Inductor's own limits to what it computes where it is read, which ours widen on a GPU.
         Variant(
             "actcomp-limits", "actcomp", {"inductor": {"realize_opcount_threshold": 30, "realize_reads_threshold": 4}}

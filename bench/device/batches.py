@@ -17,7 +17,7 @@ LIMIT_BYTES = 24 * 2**30
 TOY_LIMIT_BYTES = 4 * 2**20
 FIRST = {"vit_base": 64, "resnet50": 64, "gpt2_medium": 2}
 """The batch whose peak predicts the largest one."""
-COMPARED = ("plain", "actcomp", "checkpoint", "budget-0.5", "actcomp-2bit")
+COMPARED = ("plain", "actcomp", "checkpoint", "budget-0.5", "actcomp-2bit-all")
 _TRIES = 3
 
 

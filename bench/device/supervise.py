@@ -41,7 +41,7 @@ def run_section(section: Section, order: Order, seconds: float, rows: Callable[[
         rows: reads the rows of this run so far.
     """
     end = time.monotonic() + seconds
-    jobs = max(min(section.jobs, (os.cpu_count() or 1) // 2), 1)
+    jobs = max(min(section.jobs, (os.cpu_count() or 1) - 1), 1)
     waiting = _shares(order, len(order.names) if section.isolated and not order.scale.toy else jobs)
     under_way: list[_Process] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +72,9 @@ def _shares(order: Order, count: int) -> list[Order]:
 def _start(order: Order, section: Section, end: float, folder: Path, jobs: int) -> _Process:
     command = [sys.executable, "-m", "bench.device.worker"]
     handle, output = tempfile.mkstemp(dir=folder)
-    # Inductor starts a compiler per core otherwise, in every worker.
-    environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(max((os.cpu_count() or 1) // jobs, 1)), **os.environ}
+    # Every worker takes every core otherwise, with Inductor's compilers and with torch's threads.
+    cores = str(max((os.cpu_count() or 1) // jobs, 1))
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": cores, "OMP_NUM_THREADS": cores, **os.environ}
     # A process group of its own, so that compilers that a worker starts die with it.
     running = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=handle, stderr=handle, cwd=ROOT, start_new_session=True, env=environment

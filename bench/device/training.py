@@ -1,12 +1,15 @@
 """Is a training step right, how long does it take, and how much memory?"""
 
+import contextlib
 import functools
+import gc
 import importlib.util
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bench import measure
 from bench.device.section import Cases, Measured, Scale, Skipped
@@ -20,18 +23,18 @@ PLAIN_TORCH = ("cnn", "bytegpt", "digits_vit", "bnn", "gcn", "lstm")
 BATCHES = {"vit_base": 128, "resnet50": 256, "gpt2_medium": 8}
 _TOY_BATCH = 4
 COMPARED = (
-    (REFERENCE, "actcomp"),
-    ("actcomp-8bit", "actcomp-2bit"),
+    (REFERENCE, "actcomp", "actcomp-4bit-all"),
+    (REFERENCE + GRAPHS, "actcomp" + GRAPHS, "peak-50"),
     ("budget-0.5", "fp8-pass", "checkpoint"),
-    ("actcomp-2bit-aten", "actcomp-limits"),
-    (REFERENCE + GRAPHS, "actcomp" + GRAPHS),
-    ("actcomp-8bit" + GRAPHS, "actcomp-2bit" + GRAPHS, "budget-0.5" + GRAPHS, "fp8-pass" + GRAPHS),
+    ("actcomp-2bit-all", "peak-35", "actcomp-4bit-all-aten", "actcomp-limits"),
+    ("actcomp-4bit-all" + GRAPHS, "actcomp-2bit-all" + GRAPHS, "budget-0.5" + GRAPHS, "fp8-pass" + GRAPHS),
     ("checkpoint" + GRAPHS,),
 )
 """What is compared on the large models, the most important first."""
 _TOY_COMPARED = (REFERENCE, "actcomp", "checkpoint")
 _STEP_VARIANTS = (("actcomp", "actcomp-exact"), ("actcomp" + GRAPHS,))
 _ROUNDS, _TOY_ROUNDS = 20, 2
+_KERNELS_SHOWN, _NAME_SHOWN = 60, 120
 _LOSS_ERROR = 1e-5
 _EXACT_ERROR, _LOSSY_ERROR = 1e-5, 0.5
 """Largest gradient errors that count as right: rounding of another fusion, and anything that is not garbage."""
@@ -97,14 +100,18 @@ def train(model: str, variant: Variant, scale: Scale) -> Measured:
         reserved = torch.cuda.memory_reserved() if scale.device == "cuda" else None
         torch.cuda.empty_cache()
     step = job.train_step(trial.compiled)
-    with alone():
+    with alone(), without_collections():
         step()
         seconds = measure.step_times({"": step}, rounds=_TOY_ROUNDS if scale.toy else _ROUNDS)[""]
+        kernels = kernel_times(step) if scale.device == "cuda" else {}
     graphs, peak, predicted = GRAPHS in variant.name, trial.memory.peak_bytes, trial.predicted_peak_bytes
     return {
         "batch": batch,
         "step_s": statistics.median(seconds),
         "fastest_step_s": min(seconds),
+        "kernels_s": sum(kernel["seconds_s"] for kernel in kernels.values()) or None,
+        "launches": sum(kernel["launches"] for kernel in kernels.values()) or None,
+        "kernels": dict(list(kernels.items())[:_KERNELS_SHOWN]),
         "saved_bytes": trial.saved_bytes,
         "peak_bytes": None if graphs else peak,
         "total_peak_bytes": None if graphs else trial.memory.total_peak_bytes,
@@ -113,6 +120,29 @@ def train(model: str, variant: Variant, scale: Scale) -> Measured:
         "reserved_bytes": reserved,
         "first_step_s": trial.first_step_s,
         "loss": trial.loss if math.isfinite(trial.loss) else None,
+    }
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep Python's garbage collector, which walks all that a compiler left behind, out of single steps."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def kernel_times(step: Callable[[], None]) -> dict[str, dict[str, float]]:
+    """Seconds and launches of every kernel of one step by name, the longest first; waits between them are left out."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        measure.timed(step)
+    events = sorted(profiler.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
+    return {
+        event.key[:_NAME_SHOWN]: {"seconds_s": 1e-6 * event.self_device_time_total, "launches": event.count}
+        for event in events
+        if event.self_device_time_total
     }
 
 
