@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat, ledger
-from fxcompress.compat.scheduling import keep_order_setting
+from fxcompress.compat.scheduling import keep_order_setting, order_launches_setting
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
 from fxcompress.first_call import FirstCall
@@ -76,10 +76,17 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
     """Inductor's settings that our graphs want.
 
     It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
-    (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14).
+    (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14), and
+    runs decodes long before they are needed (decision 15).
     """
-    keep_order = {} if "keep_order" in options.disable_passes else keep_order_setting()
-    return {"allow_buffer_reuse": False, **keep_order, **(FOR_GPU if on_gpu else {})}
+    found: dict[str, Any] = {"allow_buffer_reuse": False}
+    if "keep_order" not in options.disable_passes:
+        found |= keep_order_setting()
+    if on_gpu:
+        found |= FOR_GPU
+        if "order_launches" not in options.disable_passes:
+            found |= order_launches_setting()
+    return found
 
 
 actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_nee
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
+from fxcompress.passes.find_idle_width import find_idle_width
 from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
@@ -40,6 +41,7 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded
+from fxcompress.passes.store_sums import store_sums
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
 
@@ -131,8 +133,9 @@ def run(
         ),
     )
     encodings = choice.encodings
-    for text in find_unmatched(found.storages, options) if stored is None else ():
-        warnings.warn(f"actcomp: {text}", stacklevel=2)
+    for text in (*find_unmatched(found.storages, options), find_idle_width(choice.decisions, stated)):
+        if text and stored is None:
+            warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
     limits = Limits(stated, budget or own_budget(fw, bw, options, peak_before), machine)
@@ -153,6 +156,8 @@ def run(
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))
+    if fused and "store_sums" not in options.disable_passes:
+        clock.run("store_sums", lambda: store_sums(bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

@@ -37,13 +37,13 @@ def store_encoded(fw: fx.GraphModule, encodings: Sequence[Encoding]) -> tuple[st
         val = source.meta["val"]
         if not lowering.wanted(val) or source.op != "call_function" or encoding.order != memory_order(val):
             continue
-        if encoding.lowering == TRITON or _is_read_behind_a_call(source, order, calls):
+        if encoding.lowering == TRITON or is_read_behind_a_call(source, order, calls):
             compat.store_in_memory(source)
             marked.append(source.name)
     return tuple(marked)
 
 
-def _is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:
+def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:
     """Whether a kernel of Inductor's reads it after the first library call that follows it."""
     first = next((call for call in calls if call > order[source]), len(order))
     return any(order[reader] > first and not is_opaque(reader) for reader in _readers(source))

@@ -1,12 +1,14 @@
-"""Inductor's scheduler: the kernels of a graph before they are fused, and bounds on their order.
+"""Inductor's scheduler: bounds on the order of kernels before they are fused, and their order after it.
 
 Names of `torch._inductor.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in 2.11 and 2.13.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fxcompress.passes.keep_order import Kernel, find_bounds
+from fxcompress.passes.order_launches import Launch, order_launches
 
 
 def _pass_base() -> type:
@@ -37,12 +39,43 @@ class KeepOrder(_pass_base()):  # type: ignore[misc]
         return "fxcompress.keep_order"
 
 
+class OrderLaunches(_pass_base()):  # type: ignore[misc]
+    """A `_post_fusion_custom_pass` that runs fused kernels in the order of the least peak found."""
+
+    def __call__(self, nodes: list[Any]) -> list[Any]:
+        from torch._inductor.utils import contains_collective
+        from torch._inductor.virtualized import V
+
+        if not nodes or any(map(contains_collective, nodes)):
+            return nodes
+        launches, given = _launches(nodes)
+        return [nodes[i] for i in order_launches(launches, given, frozenset(V.graph.get_output_names()))]
+
+    def uuid(self) -> str:
+        """As for `KeepOrder`."""
+        return "fxcompress.order_launches"
+
+
 def keep_order_setting() -> dict[str, Any]:
     """The config patch that keeps the order; none where the caller has a pass of this kind set."""
     from torch._inductor import config
 
     theirs = config._pre_fusion_custom_pass
     return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
+
+
+def order_launches_setting() -> dict[str, Any]:
+    """The config patch that orders fused kernels; none where the caller has a pass of this kind set.
+
+    Inductor's own reordering would run after it, by an estimate in which a group's scale counts once for every element
+    of the group: 2.11 ran all decodes of attention's operands first in the backward of a ViT.
+    """
+    from torch._inductor import config
+
+    theirs = config._post_fusion_custom_pass
+    if theirs is not None and not isinstance(theirs, OrderLaunches):
+        return {}
+    return {"_post_fusion_custom_pass": OrderLaunches(), "reorder_for_peak_memory": False}
 
 
 def _kernels(nodes: Sequence[Any]) -> list[Kernel]:
@@ -66,11 +99,17 @@ def _kernels(nodes: Sequence[Any]) -> list[Kernel]:
 
 
 def _input_nbytes(dep: Any) -> int:
-    """Bytes of a graph's input, 0 where it outlives the step."""
-    from torch._inductor.utils import is_nonfreeable_buffers
+    """Bytes of a graph's input, 0 where it outlives the step.
+
+    `get_dep_size_hint` counts a group's scale once for every element of the group.
+    """
+    from torch._inductor.utils import get_dtype_size, is_nonfreeable_buffers
     from torch._inductor.virtualized import V
 
-    return 0 if is_nonfreeable_buffers(dep) else int(V.graph.get_dep_size_hint(dep))
+    if is_nonfreeable_buffers(dep) or V.graph.get_dep_size_hint(dep) == 0:
+        return 0
+    count = V.graph.sizevars.optimization_hint(V.graph.get_numel(dep.name), fallback=0)
+    return int(count) * int(get_dtype_size(V.graph.get_dtype(dep.name)))
 
 
 def _is_called(node: Any) -> bool:
@@ -91,3 +130,68 @@ def _bound(first: Any, second: Any) -> None:
         return
     outputs[0].users.append(NodeUser(second, can_inplace=False, is_weak=True))
     second.add_fake_dep(WeakDep(outputs[0].get_name(), second.get_name(), is_fake=True))
+
+
+def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
+    """The kernels after fusion, and the inputs that the graph frees. What a backward returns counts nothing."""
+    from torch._inductor.memory import compute_size_for_scheduler_buffer
+    from torch._inductor.virtualized import V
+
+    scheduler = nodes[0].scheduler
+    sizes = {name: freed for name, (_, freed) in compute_size_for_scheduler_buffer(scheduler.name_to_buf).items()}
+    if V.graph.is_backward:
+        sizes.update(dict.fromkeys(V.graph.get_output_names(), 0))
+    position = {name: i for i, node in enumerate(nodes) for name in node.get_buffer_names()}
+    made: list[dict[str, int]] = [{} for _ in nodes]
+    given: dict[str, int] = {}
+    launches = []
+    for i, node in enumerate(nodes):
+        for name in _stored(node):
+            made[_maker(node, name, position, i)][name] = sizes.get(name, 0)
+    for i, node in enumerate(nodes):
+        read = set()
+        for dep in node.read_writes.reads:
+            name = scheduler.mutation_real_name.get(dep.name, dep.name)
+            if name not in position and name not in given and (size := _input_nbytes(dep)):
+                given[name] = size
+            if not _only_orders(dep) and (name in given or name in position):
+                read.add(name)
+        after = {position[dep.name] for dep in node.unmet_dependencies if dep.name in position}
+        inner = node.get_buffer_names() - made[i].keys()
+        read -= inner
+        launches.append(Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read))
+    return launches, given
+
+
+def _yielded(node: Any) -> frozenset[str]:
+    """Operands that a generated kernel may write its result over: Inductor does so where one part of it reads them."""
+    if _is_called(node):
+        return frozenset()
+    readers = Counter(dep.name for part in node.get_nodes() for dep in part.read_writes.reads)
+    return frozenset(name for name, count in readers.items() if count == 1)
+
+
+def _stored(node: Any) -> Iterator[str]:
+    """Buffers of a kernel that others read, or that the graph returns."""
+    own = node.get_operation_names()
+    for buffer in node.get_outputs():
+        users = [user for user in buffer.users if not user.is_weak]
+        if not users or any(user.get_name() not in own for user in users):
+            yield buffer.get_name()
+
+
+def _maker(node: Any, name: str, position: dict[str, int], own: int) -> int:
+    """Where a buffer is allocated: one of several results where the library runs, and not where it is picked."""
+    from torch._inductor.ir import MultiOutput
+
+    picked = node.scheduler.name_to_buf[name].node
+    if not isinstance(picked, MultiOutput):
+        return own
+    results: Any = picked.inputs[0]
+    return position.get(results.get_name(), own)
+
+
+def _only_orders(dep: Any) -> bool:
+    from torch._inductor.dependencies import WeakDep
+
+    return isinstance(dep, WeakDep) and dep.is_fake

@@ -1,0 +1,55 @@
+"""Let Inductor write a sum of gradients to memory once, where it would otherwise keep all its terms for later readers.
+
+The gradient of a residual stream grows by one term per block. Inductor computes such a sum anew wherever it is read, up
+to some number of terms, and until then each of them stays in memory: in a ResNet's first stage, the largest tensors of
+the step. `store_sums` marks sums that are read again after a library's kernel and whose terms would wait for that.
+Exact, but for where a compiler that fuses rounds. For GPUs.
+"""
+
+import torch
+from torch import fx
+
+from fxcompress import compat
+from fxcompress.codecs import lowering
+from fxcompress.passes.alias import storage_nbytes
+from fxcompress.passes.ops import is_view
+from fxcompress.passes.store_encoded import is_read_behind_a_call
+from fxcompress.passes.traits import is_opaque, traits_of
+
+_TERMS = 2
+
+
+def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
+    """Mark the sums; returns their names.
+
+    Args:
+        bw: the backward, after it is rewritten.
+    """
+    order = {node: i for i, node in enumerate(bw.graph.nodes)}
+    calls = [order[node] for node in bw.graph.nodes if node.op == "call_function" and is_opaque(node)]
+    terms: dict[fx.Node, frozenset[fx.Node]] = {}
+    marked = []
+    for node in bw.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if is_opaque(node):
+            terms[node] = frozenset({node})
+            continue
+        if not (is_view(node) or traits_of(node).pointwise):
+            continue
+        terms[node] = frozenset[fx.Node]().union(*(terms.get(arg, frozenset()) for arg in node.all_input_nodes))
+        if not is_view(node) and _is_large_sum(node, terms[node]) and is_read_behind_a_call(node, order, calls):
+            compat.store_in_memory(node)
+            terms[node] = frozenset({node})
+            marked.append(node.name)
+    return tuple(marked)
+
+
+def _is_large_sum(node: fx.Node, terms: frozenset[fx.Node]) -> bool:
+    """Whether its terms, made by libraries or stored, take as much memory as several of it."""
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor) or not val.dtype.is_floating_point or not lowering.wanted(val):
+        return False
+    held = (term.meta["val"] for term in terms)
+    waiting = sum(storage_nbytes(value) for value in held if isinstance(value, torch.Tensor))
+    return waiting >= _TERMS * storage_nbytes(val)

@@ -1,0 +1,105 @@
+"""The order of fused kernels: against a replay of their memory, and where the best order is known."""
+
+import pickle
+
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._inductor import config
+
+from fxcompress.backend import settings
+from fxcompress.compat.scheduling import OrderLaunches
+from fxcompress.options import Options
+from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
+
+GIVEN = {"a": 3, "b": 8, "c": 21}
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[Launch]:
+    """Launches that read given buffers and what earlier ones made, and may yield what they read."""
+    launches: list[Launch] = []
+    maker: dict[str, int] = {}
+    for i in range(draw(st.integers(0, 8))):
+        reads = draw(st.sets(st.sampled_from([*GIVEN, *maker]), max_size=3))
+        yields = draw(st.sets(st.sampled_from(sorted(reads)))) if reads else set()
+        makes = {f"k{i}.{j}": draw(st.sampled_from([0, 3, 8, 21])) for j in range(draw(st.integers(0, 2)))}
+        after = {maker[name] for name in reads if name in maker}
+        launches.append(Launch(makes, frozenset(reads), frozenset(after), frozenset(yields)))
+        maker |= dict.fromkeys(makes, i)
+    return launches
+
+
+def replayed(order: list[int], launches: list[Launch], kept: frozenset[str]) -> int:
+    """The largest sum of blocks of memory; a block taken over changes its owner."""
+    owner = {name: name for name in GIVEN}
+    blocks = dict(GIVEN)
+    sums = [sum(blocks.values())]
+    for at, i in enumerate(order):
+        later = {name for j in order[at + 1 :] for name in launches[j].reads} | kept
+        free = [name for name in launches[i].yields if name not in later]
+        for name, size in launches[i].makes.items():
+            taken = next((n for n in free if blocks[owner[n]] == size), None)
+            if taken is not None:
+                free.remove(taken)
+                owner[name] = owner.pop(taken)
+            else:
+                owner[name], blocks[name] = name, size
+        sums.append(sum(blocks.values()))
+        for name in [*launches[i].reads, *launches[i].makes]:
+            if name in owner and name not in later:
+                del blocks[owner.pop(name)]
+    return max(sums)
+
+
+@given(steps(), st.sets(st.sampled_from(["k0.0", "k1.0", "k2.1"])))
+def test_the_order_can_be_run_and_is_no_worse(launches: list[Launch], kept: set[str]) -> None:
+    held = frozenset(kept)
+    order = order_launches(launches, GIVEN, held)
+    assert sorted(order) == list(range(len(launches)))
+    for at, i in enumerate(order):
+        assert launches[i].after <= set(order[:at])
+    found = peak_bytes(order, launches, GIVEN, held)
+    assert found == replayed(order, launches, held)
+    assert found <= peak_bytes(range(len(launches)), launches, GIVEN, held)
+
+
+def decode(payload: str, result: str) -> Launch:
+    return Launch({result: 64}, frozenset({payload}), frozenset(), frozenset())
+
+
+def test_decodes_run_before_their_readers_and_not_all_at_once() -> None:
+    payloads = dict.fromkeys(("p0", "p1", "p2"), 16)
+    decodes = [decode(f"p{i}", f"x{i}") for i in range(3)]
+    before = [{0}, {1, 3}, {2, 4}]
+    products = [Launch({}, frozenset({f"x{i}"}), frozenset(before[i]), frozenset()) for i in range(3)]
+    assert order_launches([*decodes, *products], payloads, frozenset()) == [0, 3, 1, 4, 2, 5]
+
+
+def test_an_encode_runs_right_behind_its_producer() -> None:
+    producer = Launch({"x": 64}, frozenset(), frozenset(), frozenset())
+    others = [Launch({f"y{i}": 64}, frozenset(), frozenset(), frozenset()) for i in range(2)]
+    encode = Launch({"codes": 16}, frozenset({"x"}), frozenset({0}), frozenset())
+    order = order_launches([producer, *others, encode], {}, frozenset({"codes"}))
+    assert order.index(3) == order.index(0) + 1
+
+
+def test_what_a_kernel_yields_costs_nothing() -> None:
+    launch = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset({"x"}))
+    assert peak_bytes([0], [launch], {"x": 64}, frozenset()) == 64
+    kept = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
+    assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
+
+
+def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone() -> None:
+    ours = settings(Options(), on_gpu=True)
+    assert isinstance(ours["_post_fusion_custom_pass"], OrderLaunches) and ours["reorder_for_peak_memory"] is False
+    left_out = Options(disable_passes=("order_launches",))
+    with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
+        theirs = settings(Options(), on_gpu=True)
+    for others in (settings(Options(), on_gpu=False), settings(left_out, on_gpu=True), theirs):
+        assert others.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+
+
+def test_caches_can_take_the_pass() -> None:
+    first, second = OrderLaunches(), OrderLaunches()
+    assert first.uuid() == second.uuid() and pickle.dumps(first) == pickle.dumps(second)
