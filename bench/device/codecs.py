@@ -34,7 +34,7 @@ COMPILED: tuple[tuple[str, dict[str, object]], ...] = (
 """What is compiled, each in the first dtype that a training step brings it in: compiling takes seconds."""
 _SUMS = ("dual",)
 """Codecs that add up many elements, in an order that is the compiler's: they keep their error, not their bits."""
-_KERNELS = ("affine", "valueset")
+_KERNELS = ("affine", "valueset", "block2d", "dual")
 _PREFERRED = (torch.bfloat16, torch.bool)
 
 
