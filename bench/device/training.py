@@ -71,11 +71,13 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
         raise Skipped(f"{library} is not installed")
     # cuDNN rounds operands of convolutions to 10 bits otherwise, which no bound on an exact gradient survives.
     torch.backends.cudnn.allow_tf32 = False
-    module, args, kwargs = ZOO[model]()
-    job = Job(module, args, kwargs).to(scale.place)
-    reference = run_trial(variants(scale.inner)[REFERENCE], job, fresh=False)
-    reference_repeats = repeats(reference)
-    trial = run_trial(variant, job, fresh=False)
+    with together():
+        module, args, kwargs = ZOO[model]()
+        job = Job(module, args, kwargs).to(scale.place)
+        reference = run_trial(variants(scale.inner)[REFERENCE], job, fresh=False)
+        reference_repeats = repeats(reference)
+        trial = run_trial(variant, job, fresh=False)
+        trial_repeats = repeats(trial)
     loss_error = abs(trial.loss - reference.loss) / abs(reference.loss)
     grad_error = measure.rel_grad_error(trial.gradients, reference.gradients)
     allowed = _EXACT_ERROR if "exact" in variant.name else _LOSSY_ERROR
@@ -83,7 +85,7 @@ def compare_step(model: str, variant: Variant, library: str, scale: Scale) -> Me
         "ok": bool(loss_error <= _LOSS_ERROR and grad_error <= allowed),
         "loss_error": loss_error,
         "grad_error": grad_error,
-        "repeats": repeats(trial),
+        "repeats": trial_repeats,
         "reference_repeats": reference_repeats,
         "saved_bytes": trial.saved_bytes,
         "reference_saved_bytes": reference.saved_bytes,

@@ -19,8 +19,8 @@ from fxcompress.codecs import lowering
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.valueset import Valueset
 
-Form = Literal["as it is", "one dimension", "in place"]
-_FORMS: tuple[Form, ...] = ("as it is", "one dimension", "in place")
+Form = Literal["as it is", "one dimension"]
+_FORMS: tuple[Form, ...] = ("as it is", "one dimension")
 """The second forbids Inductor tiles of groups and columns, which torch 2.11 makes of a decode alone."""
 Side = Literal["encode", "decode"]
 _BYTES = 256 * MIB
@@ -111,30 +111,10 @@ def time_form(codec: Affine, form: Form, scale: Scale) -> Measured:
     dtype = torch.bfloat16
     x = rows_of(codec, dtype, _BYTES, scale)
     parts = codec.encode(x, SALT)
-    if form != "in place":
-        _, decode = lowered(codec, COLS, dtype, "compiled", scale)
-    else:
-        torch._dynamo.reset()
-        compiled = torch.compile(functools.partial(_in_place, codec.bits), backend=scale.inner, dynamic=False)
-
-        def decode(parts: Parts) -> Tensor:
-            return compiled(*parts)
-
+    _, decode = lowered(codec, COLS, dtype, "compiled", scale)
     with torch._inductor.config.patch({"triton.coalesce_tiling_analysis": form != "one dimension"}):
         ok = torch.equal(decode(parts)[:_CHECKED], _expected(codec, parts, dtype))
     return {**against_copy(lambda: decode(parts), codec, x, scale), "ok": ok}
-
-
-def _in_place(bits: int, codes: Tensor, word: Tensor) -> Tensor:
-    """Codes are not shifted down: as bits of an fp32 near 2²³ they are scaled by an exact product, which costs a GPU's
-    integer units one operation less."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=codes.device)[:, None]
-    wide = word[..., None, None]
-    placed = codes.to(torch.int32)[..., None, :] & ((2**bits - 1) << shifts) | 0x4B000000
-    down, one = ((127 - shifts) << 23).view(torch.float32), ((150 - shifts) << 23).view(torch.float32)
-    steps = placed.view(torch.float32) * down - one
-    y: Tensor = steps * (wide & -65536).view(torch.float32) + (wide << 16).view(torch.float32)
-    return y.to(torch.bfloat16).flatten(-3)
 
 
 def _expected(codec: Affine, parts: Parts, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,8 @@ from fxcompress.codecs.noise import CALL
 
 WIDTHS = (1, 2, 4, 8)
 """Code widths that fill a byte evenly."""
+_FIXED = 0x4B000000
+"""Bits of 2²³ as fp32."""
 
 
 def _shifts(bits: int, device: torch.device) -> torch.Tensor:
@@ -42,6 +44,22 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
         return wide
     codes: torch.Tensor = (wide >> _shifts(bits, packed.device)) & (2**bits - 1)
     return codes if planes.wanted(packed) else codes.reshape(*packed.shape[:-1], 1, packed.shape[-1] * 8 // bits)
+
+
+def unpack_real(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """As `unpack`, in fp32.
+
+    On a GPU codes stay where they are in the byte: as bits of an fp32 at 2²³ an exact product brings them down, which
+    costs integer units, the scarce ones, one operation less. Measured on an H200 (`bench.device`, section `tune`): a
+    decode alone reaches 0.92 of a copy's speed at 2 bit and 0.94 at 4 bit, with shifts 0.89 and 0.87.
+    """
+    if bits == 8 or not planes.wanted(packed):
+        return unpack(packed, bits).to(torch.float32)
+    shifts = _shifts(bits, packed.device)
+    placed = packed.to(torch.int32)[..., None, :] & ((2**bits - 1) << shifts) | _FIXED
+    down, base = ((127 - shifts) << 23).view(torch.float32), ((150 - shifts) << 23).view(torch.float32)
+    codes: torch.Tensor = placed.view(torch.float32) * down - base
+    return codes
 
 
 def pack_dithered(fixed: torch.Tensor, noise: tuple[torch.Tensor, ...], bits: int) -> torch.Tensor:

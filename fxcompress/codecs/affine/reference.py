@@ -69,7 +69,7 @@ def encode(
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
     scale, zero = read_word(word, within=2)
-    return to_rows(bitpack.unpack(codes, bits) * scale + zero, cols, dtype, within=2)
+    return to_rows(bitpack.unpack_real(codes, bits) * scale + zero, cols, dtype, within=2)
 
 
 def encode_zero_preserving(
@@ -101,7 +101,7 @@ def decode_zero_preserving(
 ) -> torch.Tensor:
     """Inverse of `encode_zero_preserving`: `[*lead, cols]` of `dtype`."""
     scale, zero = read_word(word, within=2)
-    wide = bitpack.unpack(codes, bits)
+    wide = bitpack.unpack_real(codes, bits)
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype, within=2)
 
 

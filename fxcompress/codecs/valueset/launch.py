@@ -10,7 +10,7 @@ from fxcompress.errors import OptionError
 
 THREADS = 128
 ENCODE_TILE = 128
-DECODE_TILE = 128
+DECODE_TILE = 64
 """Blocks per program."""
 
 
