@@ -85,7 +85,7 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
     if on_gpu:
         found |= FOR_GPU
         if "order_launches" not in options.disable_passes:
-            found |= order_launches_setting()
+            found |= order_launches_setting(options.inductor_patches())
     return found
 
 

@@ -124,6 +124,8 @@ def run(
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
     exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
+    if fused and "store_sums" not in options.disable_passes:
+        clock.run("store_sums", lambda: store_sums(bw))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     given = match(stored, found.saved, "plan") if stored is not None else None
     choice = clock.run(
@@ -156,8 +158,6 @@ def run(
     clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))
-    if fused and "store_sums" not in options.disable_passes:
-        clock.run("store_sums", lambda: store_sums(bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

@@ -6,6 +6,8 @@ the step. `store_sums` marks sums that are read again after a library's kernel a
 Exact, but for where a compiler that fuses rounds. For GPUs.
 """
 
+import operator
+
 import torch
 from torch import fx
 
@@ -23,16 +25,16 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
     """Mark the sums; returns their names.
 
     Args:
-        bw: the backward, after it is rewritten.
+        bw: the backward, before it is decided what is encoded: decisions depend on where the peak is.
     """
     order = {node: i for i, node in enumerate(bw.graph.nodes)}
-    calls = [order[node] for node in bw.graph.nodes if node.op == "call_function" and is_opaque(node)]
+    calls = [order[node] for node in bw.graph.nodes if _is_call(node)]
     terms: dict[fx.Node, frozenset[fx.Node]] = {}
     marked = []
     for node in bw.graph.nodes:
         if node.op != "call_function":
             continue
-        if is_opaque(node):
+        if _is_call(node) or (node.target is operator.getitem and _is_call(node.all_input_nodes[0])):
             terms[node] = frozenset({node})
             continue
         if not (is_view(node) or traits_of(node).pointwise):
@@ -45,11 +47,15 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
     return tuple(marked)
 
 
+def _is_call(node: fx.Node) -> bool:
+    """Whether it is a library's kernel; picking one of several results runs nothing."""
+    return node.op == "call_function" and node.target is not operator.getitem and is_opaque(node)
+
+
 def _is_large_sum(node: fx.Node, terms: frozenset[fx.Node]) -> bool:
     """Whether its terms, made by libraries or stored, take as much memory as several of it."""
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor) or not val.dtype.is_floating_point or not lowering.wanted(val):
         return False
-    held = (term.meta["val"] for term in terms)
-    waiting = sum(storage_nbytes(value) for value in held if isinstance(value, torch.Tensor))
-    return waiting >= _TERMS * storage_nbytes(val)
+    held = [term.meta["val"] for term in terms if isinstance(term.meta["val"], torch.Tensor)]
+    return len(held) >= _TERMS and sum(map(storage_nbytes, held)) >= _TERMS * storage_nbytes(val)

@@ -67,14 +67,16 @@ def compare(codec: Codec, dtype: torch.dtype, how: Lowering, scale: Scale) -> Me
     expected = codec.encode(x, SALT)
     wrong_bytes = sum(_differing_bytes(one, two) for one, two in zip(parts, expected, strict=True))
     wrong = _differing(y, codec.decode(expected, cols, dtype))
-    odd_wrong = 0
+    odd_wrong, odd_ok = 0, True
     if codec.contract.kind != "exact":
         odd = _awkward(x)
-        odd_wrong = _differing(
-            decode(encode(odd.to(scale.device))).cpu(), codec.decode(codec.encode(odd, SALT), cols, dtype)
+        odd_y, odd_expected = (
+            decode(encode(odd.to(scale.device))).cpu(),
+            codec.decode(codec.encode(odd, SALT), cols, dtype),
         )
+        odd_wrong, odd_ok = _differing(odd_y, odd_expected), torch.equal(odd_y.isnan(), odd_expected.isnan())
     if how == "compiled" and getattr(codec, "zero_preserving", False):
-        ok = bool(((y.double() - x.double()).abs() <= largest_error(codec, x)).all())
+        ok = odd_ok and bool(((y.double() - x.double()).abs() <= largest_error(codec, x)).all())
     else:
         ok = not (wrong_bytes or wrong or odd_wrong)
     return {"ok": ok, "payload_bytes_wrong": wrong_bytes, "elements_wrong": wrong, "awkward_wrong": odd_wrong}

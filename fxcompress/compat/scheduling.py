@@ -4,8 +4,10 @@ Names of `torch._inductor.scheduler`, `.memory`, `.dependencies`, `.utils` and `
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from fxcompress.passes.keep_order import Kernel, find_bounds
 from fxcompress.passes.order_launches import Launch, order_launches
@@ -43,11 +45,14 @@ class OrderLaunches(_pass_base()):  # type: ignore[misc]
     """A `_post_fusion_custom_pass` that runs fused kernels in the order of the least peak found."""
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
+        from torch._inductor.ir import Conditional
         from torch._inductor.utils import contains_collective
         from torch._inductor.virtualized import V
 
-        if not nodes or any(map(contains_collective, nodes)):
+        if not nodes or any(isinstance(part.node, Conditional) for node in nodes for part in node.get_nodes()):
             return nodes
+        if any(map(contains_collective, nodes)) or not any(node.is_gpu() for node in nodes):
+            return _order_by_inductor(nodes)
         launches, given = _launches(nodes)
         return [nodes[i] for i in order_launches(launches, given, frozenset(V.graph.get_output_names()))]
 
@@ -64,18 +69,39 @@ def keep_order_setting() -> dict[str, Any]:
     return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
 
 
-def order_launches_setting() -> dict[str, Any]:
-    """The config patch that orders fused kernels; none where the caller has a pass of this kind set.
+def order_launches_setting(patches: Mapping[str, Any]) -> dict[str, Any]:
+    """The config patch that orders fused kernels; none where the caller has a pass of this kind, or kernels combined
+    behind it.
 
     Inductor's own reordering would run after it, by an estimate in which a group's scale counts once for every element
     of the group: 2.11 ran all decodes of attention's operands first in the backward of a ViT.
+
+    Args:
+        patches: the caller's own of Inductor's config.
     """
     from torch._inductor import config
 
     theirs = config._post_fusion_custom_pass
+    combined = patches.get("combo_kernels", config.combo_kernels)
+    if combined or not patches.get("reorder_for_peak_memory", config.reorder_for_peak_memory):
+        return {}
     if theirs is not None and not isinstance(theirs, OrderLaunches):
         return {}
     return {"_post_fusion_custom_pass": OrderLaunches(), "reorder_for_peak_memory": False}
+
+
+def _order_by_inductor(nodes: list[Any]) -> list[Any]:
+    """What Inductor does behind this pass where its own reordering is not off."""
+    from torch._inductor import memory
+    from torch._inductor.virtualized import V
+    from torch.utils._ordered_set import OrderedSet
+
+    scheduler = nodes[0].scheduler
+    inputs, results = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
+    ordered: list[Any] = memory.reorder_for_peak_memory(
+        nodes, scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, results
+    )
+    return ordered
 
 
 def _kernels(nodes: Sequence[Any]) -> list[Kernel]:
@@ -145,6 +171,8 @@ def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
     made: list[dict[str, int]] = [{} for _ in nodes]
     given: dict[str, int] = {}
     launches = []
+    seeded = [i for i, node in enumerate(nodes) if _has_effect(node)]
+    before = dict(zip(seeded[1:], seeded, strict=False))
     for i, node in enumerate(nodes):
         for name in _stored(node):
             made[_maker(node, name, position, i)][name] = sizes.get(name, 0)
@@ -157,10 +185,20 @@ def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
             if not _only_orders(dep) and (name in given or name in position):
                 read.add(name)
         after = {position[dep.name] for dep in node.unmet_dependencies if dep.name in position}
+        after |= {before[i]} if i in before else set()
         inner = node.get_buffer_names() - made[i].keys()
         read -= inner
         launches.append(Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read))
     return launches, given
+
+
+def _has_effect(node: Any) -> bool:
+    """Whether it must keep its place among its like: what draws from a generator, or acts on something unseen."""
+    for part in node.get_nodes():
+        tags = getattr(getattr(part.node, "op_overload", None), "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags or part.has_side_effects():
+            return True
+    return False
 
 
 def _yielded(node: Any) -> frozenset[str]:

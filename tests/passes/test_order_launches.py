@@ -1,12 +1,16 @@
 """The order of fused kernels: against a replay of their memory, and where the best order is known."""
 
 import pickle
+from types import SimpleNamespace
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor import config
 
 from fxcompress.backend import settings
+from fxcompress.compat import scheduling
 from fxcompress.compat.scheduling import OrderLaunches
 from fxcompress.options import Options
 from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
@@ -98,6 +102,30 @@ def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone
         theirs = settings(Options(), on_gpu=True)
     for others in (settings(Options(), on_gpu=False), settings(left_out, on_gpu=True), theirs):
         assert others.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [{"combo_kernels": True}, {"reorder_for_peak_memory": False}],
+    ids=lambda patch: next(iter(patch)),
+)
+def test_patches_of_the_callers_that_contradict_leave_the_order_to_inductor(patch: dict[str, object]) -> None:
+    found = settings(Options(inductor=tuple(patch.items())), on_gpu=True)
+    assert found.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+
+
+def test_draws_from_a_generator_keep_their_order() -> None:
+    """As Inductor's nodes show it: by the operator of a call, or by its effects."""
+
+    def node(op: object, effect: bool = False) -> SimpleNamespace:
+        part = SimpleNamespace(node=SimpleNamespace(op_overload=op), has_side_effects=lambda: effect)
+        return SimpleNamespace(get_nodes=lambda: [part])
+
+    aten = torch.ops.aten
+    assert scheduling._has_effect(node(aten.randint.low_out))
+    assert scheduling._has_effect(node(aten._scaled_dot_product_flash_attention.default))
+    assert scheduling._has_effect(node(None, effect=True))
+    assert not scheduling._has_effect(node(aten.mm.out)) and not scheduling._has_effect(node(None))
 
 
 def test_caches_can_take_the_pass() -> None:
