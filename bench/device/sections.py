@@ -5,7 +5,7 @@ from bench.device.section import Section
 
 SECTIONS = (
     Section("codecs", "Codecs against the CPU, bit for bit", (), 90, 30, codecs.cases, jobs=15),
-    Section("steps", "Training steps against plain", (), 100, 60, training.step_cases, jobs=15),
+    Section("steps", "Training steps against plain", (), 180, 90, training.step_cases, jobs=15),
     Section("copy", "Copies", ("seconds_s", "gb_per_s"), 20, 10, bandwidth.copy_cases),
     Section(
         "bandwidth", "Encodes and decodes", ("seconds_s", "gb_per_s", "of_copy"), 75, 20, bandwidth.sweep_cases
