@@ -36,7 +36,7 @@ def scale_bits(span: torch.Tensor, levels: float) -> torch.Tensor:
 
 
 def inverse(word: torch.Tensor) -> torch.Tensor:
-    """1/scale, fp32 rounded to nearest, of the positive bf16 scale in the high half of each int32; NaN for NaN.
+    """1/scale of the positive bf16 scale in the high half of each int32, fp32, to nearest up to 2¹²⁶; NaN for NaN.
 
     The same bits from every compiler, though one for GPUs divides two units in the last place off: the reciprocal is
     rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is not.
