@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from fxcompress.codecs import planes
+
 LARGEST = 2.0**125
 """A larger magnitude counts as non-finite: beyond it max - min, the decode or 1/scale leaves fp32's normal range."""
 SMALLEST_SCALE_BITS = 0x00800000
@@ -39,9 +41,12 @@ def inverse(word: torch.Tensor) -> torch.Tensor:
     """1/scale of the positive bf16 scale in the high half of each int32, fp32, to nearest up to 2¹²⁶; NaN for NaN.
 
     The same bits from every compiler, though one for GPUs divides two units in the last place off: the reciprocal is
-    rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is not.
+    rounded up to 16 bits, so that the first product of a Newton step is exact and only its last one is not. A CPU
+    divides exactly.
     """
     scale = (word & _HIGH_HALF).view(torch.float32)
+    if not planes.wanted(word):
+        return scale.reciprocal()
     short = ((scale.reciprocal().view(torch.int32) + 0xFF) & -0x100).view(torch.float32)
     return short * (2.0 - scale * short)
 
