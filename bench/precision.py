@@ -56,12 +56,7 @@ def main() -> int:
 def compare(name: str, batches: int) -> dict[str, dict[str, Interval]]:
     """By variant and parameter: the logarithm of its distance to float64 over plain Inductor's."""
     module, args, kwargs = ZOO[name]()
-    for part in module.modules():
-        # Each dtype would draw dropout masks of its own.
-        for rate in ("p", "dropout"):
-            if isinstance(getattr(part, rate, None), float):
-                setattr(part, rate, 0.0)
-    module = module.to(torch.bfloat16)
+    module = without_dropout(module).to(torch.bfloat16)
     wide = copy.deepcopy(module).double()
     drawn = [shuffled((args, kwargs), seed) for seed in range(batches)]
     exact = [gradients(wide, wide, batch) for batch in drawn]
@@ -75,6 +70,15 @@ def compare(name: str, batches: int) -> dict[str, dict[str, Interval]]:
         }
         for variant, found in away.items()
     }
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """The module, its dropout rates set to 0: each dtype would draw masks of its own."""
+    for part in module.modules():
+        for rate in ("p", "dropout"):
+            if isinstance(getattr(part, rate, None), float):
+                setattr(part, rate, 0.0)
+    return module
 
 
 def shuffled(batch: Batch, seed: int) -> Batch:

@@ -1,7 +1,7 @@
 """The ways to compile that are compared: plain Inductor, what torch itself offers, and actcomp under several options.
 
 Torch's activation budget is set in functorch's config, which `torch.compile(options=…)` does not reach, and a compile
-time is only fair on empty caches. Both names are private; this file is the only place in the benchmarks that uses any.
+time is only fair on empty caches. Both names are private.
 """
 
 import contextlib

@@ -14,8 +14,7 @@ from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.choose import Encoding
-from fxcompress.passes.ops import is_view
-from fxcompress.passes.traits import is_opaque
+from fxcompress.passes.traits import is_opaque, is_read_behind_a_call
 from fxcompress.plan import TRITON
 
 
@@ -41,15 +40,3 @@ def store_encoded(fw: fx.GraphModule, encodings: Sequence[Encoding]) -> tuple[st
             compat.store_in_memory(source)
             marked.append(source.name)
     return tuple(marked)
-
-
-def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:
-    """Whether a kernel of Inductor's reads it after the first library call that follows it."""
-    first = next((call for call in calls if call > order[source]), len(order))
-    return any(order[reader] > first and not is_opaque(reader) for reader in _readers(source))
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """The calls that read a tensor, through views of it too."""
-    users = [user for user in node.users if user.op == "call_function"]
-    return [reader for user in users for reader in (_readers(user) if is_view(user) else [user])]

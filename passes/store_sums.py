@@ -15,8 +15,7 @@ from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.ops import is_view
-from fxcompress.passes.store_encoded import is_read_behind_a_call
-from fxcompress.passes.traits import is_opaque, traits_of
+from fxcompress.passes.traits import is_opaque, is_read_behind_a_call, traits_of
 
 _TERMS = 2
 

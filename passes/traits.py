@@ -86,3 +86,15 @@ def _is_called_scatter(node: fx.Node) -> bool:
         return False
     val = node.meta.get("val")
     return isinstance(val, torch.Tensor) and val.device.type == "cpu"
+
+
+def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:
+    """Whether a kernel of Inductor's reads it after the first library call that follows it."""
+    first = next((call for call in calls if call > order[source]), len(order))
+    return any(order[reader] > first and not is_opaque(reader) for reader in _readers(source))
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """The calls that read a tensor, through views of it too."""
+    users = [user for user in node.users if user.op == "call_function"]
+    return [reader for user in users for reader in (_readers(user) if is_view(user) else [user])]

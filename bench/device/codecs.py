@@ -70,10 +70,8 @@ def compare(codec: Codec, dtype: torch.dtype, how: Lowering, scale: Scale) -> Me
     odd_wrong, odd_ok = 0, True
     if codec.contract.kind != "exact":
         odd = _awkward(x)
-        odd_y, odd_expected = (
-            decode(encode(odd.to(scale.device))).cpu(),
-            codec.decode(codec.encode(odd, SALT), cols, dtype),
-        )
+        odd_y = decode(encode(odd.to(scale.device))).cpu()
+        odd_expected = codec.decode(codec.encode(odd, SALT), cols, dtype)
         odd_wrong, odd_ok = _differing(odd_y, odd_expected), torch.equal(odd_y.isnan(), odd_expected.isnan())
     if how == "compiled" and getattr(codec, "zero_preserving", False):
         ok = odd_ok and bool(((y.double() - x.double()).abs() <= largest_error(codec, x)).all())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.models.zoo import ZOO
+from bench.precision import without_dropout
 from fxcompress import ledger
 
 MODELS = ["gpt2", "llama", "t5", "bytegpt"]
@@ -40,12 +41,7 @@ def distances(name: str, plain: Options | None, ours: Options, scale: float) -> 
     Over the norm, but for the whole one.
     """
     module, args, kwargs = ZOO[name]()
-    for part in module.modules():
-        # Each dtype would draw dropout masks of its own.
-        for rate in ("p", "dropout"):
-            if isinstance(getattr(part, rate, None), float):
-                setattr(part, rate, 0.0)
-    module = module.to(torch.bfloat16)
+    module = without_dropout(module).to(torch.bfloat16)
     wide = copy.deepcopy(module).double()
     loss, exact = gradients(wide, lambda: wide(*args, **kwargs), scale)
     exact["loss"] = loss
