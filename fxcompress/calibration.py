@@ -67,7 +67,7 @@ class Calibrator(compat.partitioner_base()):  # type: ignore[misc]
         static_lifetime_input_indices: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> compat.Partition:
-        cut = compat.cutter(gm, joint_inputs, num_fwd_outputs, static_lifetime_input_indices)
+        cut = compat.Cutter(gm, joint_inputs, num_fwd_outputs, static_lifetime_input_indices)
         try:
             result = self._result(gm, cut, num_fwd_outputs, static_lifetime_input_indices)
         except UnsupportedGraphError:  # compiled unchanged, and then without a word from us

@@ -5,14 +5,13 @@ modelled time among those that fit is taken. Each is judged on its joint graph, 
 one (`rank_cuts`); only the best are extracted and rewritten.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
-from fxcompress import pipeline
-from fxcompress.cut_to_budget import Cutter, Ranking, Rewriter, cut_to_budget, rank_cuts
+from fxcompress import compat, pipeline
+from fxcompress.cut_to_budget import Ranking, Rewriter, cut_to_budget, rank_cuts
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
@@ -38,7 +37,7 @@ class _Judged:
     """One number of chunks with its ranked cuts."""
 
     loss: Chunked
-    cutter: Cutter
+    cutter: compat.Cutter
     ranking: Ranking
 
     def key(self) -> tuple[bool, float, int]:
@@ -57,7 +56,12 @@ class _Judged:
 
 
 def chunk_to_budget(
-    gm: fx.GraphModule, cut: Cutter, rewriting: Rewriter, options: Options, plan: Plan | None, num_fwd_outputs: int
+    gm: fx.GraphModule,
+    cut: compat.Cutter,
+    rewriting: Rewriter,
+    options: Options,
+    plan: Plan | None,
+    num_fwd_outputs: int,
 ) -> Made:
     """Chunk the logits of a joint graph, cut it and rewrite the pair.
 
@@ -86,14 +90,22 @@ def chunk_to_budget(
     return Made(cut_to_budget(_cutter(loss, cut), rewriting, ranking), loss.decision, found)
 
 
-def _cutter(loss: Chunked, cut: Cutter) -> Cutter:
-    return functools.partial(cut_chunked, loss, cut) if loss.extra else cut
+def _cutter(loss: Chunked, cut: compat.Cutter) -> compat.Cutter:
+    return cut_chunked(loss, cut) if loss.extra else cut
 
 
 def _judge(
-    gm: fx.GraphModule, cut: Cutter, options: Options, numbers: tuple[int, ...], num_fwd_outputs: int, plain: PlainStep
+    gm: fx.GraphModule,
+    cut: compat.Cutter,
+    options: Options,
+    numbers: tuple[int, ...],
+    num_fwd_outputs: int,
+    plain: PlainStep,
 ) -> Iterator[_Judged]:
-    """The numbers of chunks with their cuts, from few to many, as long as more take less time."""
+    """The numbers of chunks with their cuts, from few to many, as long as more may take less time.
+
+    They do not where the best cut fits and what it lacks memory for is not the logits.
+    """
     least_s = float("inf")
     for number in numbers:
         loss = chunk_loss(gm, num_fwd_outputs, options, count=number)
@@ -104,9 +116,22 @@ def _judge(
         judged = _Judged(loss, cutter, ranking)
         yield judged
         does_not_fit, seconds, _ = judged.key()
-        if not does_not_fit and seconds > least_s:
+        if not does_not_fit and (seconds > least_s or (number and not _lacks_memory_for_logits(judged, gm))):
             return
         least_s = least_s if does_not_fit else seconds
+
+
+def _lacks_memory_for_logits(judged: _Judged, whole: fx.GraphModule) -> bool:
+    """Whether a step that binds the best cut stands among those that chunks brought, scaling by a tangent left out."""
+    asked, cuts = judged.cutter.question(), judged.ranking.cuts
+    assert asked is not None and cuts is not None
+    backward, before = (
+        compat.recompute_rules(asked.joint, asked.info).backward,
+        {node.name for node in whole.graph.nodes},
+    )
+    place = {node.name: i for i, node in enumerate(asked.joint.nodes)}
+    new = [place[node.name] for node in asked.joint.nodes if node.name not in before and node not in backward]
+    return any(min(new) <= place[name] <= max(new) for name in cuts.bound_at)
 
 
 def _first_that_fits(ranked: list[_Judged], rewriting: Rewriter, plain: PlainStep) -> Made:

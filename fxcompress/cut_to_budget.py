@@ -24,6 +24,8 @@ from fxcompress.pipeline import Result
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""
+NOTEWORTHY = 0.001
+"""Of the step's modelled time: a cut that may save less is not worth an extraction."""
 NEAR = 0.1
 """Cuts are ranked once more only if the best of them missed the limit by no more than this share of it."""
 
@@ -81,7 +83,8 @@ class Ranking:
         if self._is_done():
             return False
         cut = self.cuts.ranked[self.taken]
-        return result is None or (cut.fits and cut.seconds < cost_s(result))
+        least_s = NOTEWORTHY * self.cuts.step_s
+        return result is None or (cut.fits and cut.seconds + least_s < cost_s(result))
 
     def _is_done(self) -> bool:
         most = 1 if self.lowered_bytes else CUTS_TRIED
@@ -109,7 +112,9 @@ class Ranking:
         self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
 
 
-def rank_cuts(cut: Cutter, options: Options, num_fwd_outputs: int, plain_peak_bytes: int | None = None) -> Ranking:
+def rank_cuts(
+    cut: compat.Cutter, options: Options, num_fwd_outputs: int, plain_peak_bytes: int | None = None
+) -> Ranking:
     """Rank the cuts of the joint graph that `cut` holds; nothing is extracted.
 
     Args:
@@ -119,7 +124,9 @@ def rank_cuts(cut: Cutter, options: Options, num_fwd_outputs: int, plain_peak_by
         plain_peak_bytes: what a share is of, if not PyTorch's own cut of this joint graph.
     """
     ranking = Ranking(options, num_fwd_outputs, plain_peak_bytes)
-    compat.ask_what_to_save(cut, ranking.choose)
+    asked = cut.question()
+    if asked is not None:
+        ranking.choose(asked.joint, asked.info, asked.torch_choice)
     return ranking
 
 

@@ -57,7 +57,7 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
         **kwargs: Any,
     ) -> compat.Partition:
         options = dataclasses.replace(self._options, save_plan=self._save_plan)
-        cut = compat.cutter(gm, joint_inputs, num_fwd_outputs, static_lifetime_input_indices)
+        cut = compat.Cutter(gm, joint_inputs, num_fwd_outputs, static_lifetime_input_indices)
         request = Request(
             cut,
             options,

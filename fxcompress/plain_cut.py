@@ -10,7 +10,6 @@ from typing import Any
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.cut_to_budget import Cutter
 from fxcompress.facts import Peak
 from fxcompress.passes.estimate_cut import saved_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
@@ -25,18 +24,14 @@ class PlainStep:
     peak: Peak
 
 
-def plain_step(cut: Cutter, inner: str, num_fwd_outputs: int) -> PlainStep:
+def plain_step(cut: compat.Cutter, inner: str, num_fwd_outputs: int) -> PlainStep:
     """What a step needs under PyTorch's default cut, run by the inner compiler `inner`. No graph is extracted."""
-    found: list[PlainStep] = []
-
-    def look(joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> None:
-        saved, gm = torch_choice(rebuild_more=False), joint.owning_module
-        assert gm is not None
-        peak = find_cut_peak(joint, saved, num_fwd_outputs, machine_of(gm, inner))
-        found.append(PlainStep(saved_nbytes(saved), peak))
-
-    compat.ask_what_to_save(cut, look)
-    return found[0] if found else PlainStep(0, Peak(0, "", 0, 0, ()))
+    asked = cut.question()
+    if asked is None:
+        return PlainStep(0, Peak(0, "", 0, 0, ()))
+    saved, gm = asked.torch_choice(rebuild_more=False), asked.joint.owning_module
+    assert gm is not None
+    return PlainStep(saved_nbytes(saved), find_cut_peak(asked.joint, saved, num_fwd_outputs, machine_of(gm, inner)))
 
 
 def plain_partition(

@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress import compat, pipeline
 from fxcompress.chunk_to_budget import Made, chunk_to_budget
 from fxcompress.cut_as_pytorch import cut_as_pytorch
-from fxcompress.cut_to_budget import Cutter, Rewriter
+from fxcompress.cut_to_budget import Rewriter
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
 from fxcompress.limits import Budget, widest
@@ -31,7 +31,7 @@ _WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
 class Request:
     """What to do with a joint graph that `cut` cuts."""
 
-    cut: Cutter
+    cut: compat.Cutter
     options: Options
     num_fwd_outputs: int
     static_indices: Sequence[int] | None
@@ -87,7 +87,7 @@ def _without_budget(gm: fx.GraphModule, request: Request, decided: Options) -> M
     """PyTorch's cut, rewritten."""
     loss = chunk_loss(gm, request.num_fwd_outputs, request.options, request.plan)
     plain = plain_step(request.cut, decided.inner, request.num_fwd_outputs) if loss.extra else None
-    cutter: Cutter = functools.partial(cut_chunked, loss, request.cut) if loss.extra else request.cut
+    cutter = cut_chunked(loss, request.cut) if loss.extra else request.cut
     rewriting: Rewriter = functools.partial(_rewritten, request)
     return Made(cut_as_pytorch(cutter, rewriting, decided, compared=plain is None), loss.decision, plain)
 

@@ -4,8 +4,6 @@
 the graph itself where logits stay whole, with the decision for the report.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,16 +99,10 @@ def _find(joint: fx.GraphModule, least_nbytes: int) -> tuple[fx.GraphModule, Reg
     return gm, find_loss(gm.graph, least_nbytes)
 
 
-def cut_chunked(chunked: Chunked, cut: Callable[..., compat.Partition], *, rebuild_more: bool) -> compat.Partition:
-    """Partition a chunked graph; `cut` is `compat.partition` with the arguments for the graph as it was."""
-    assert isinstance(cut, functools.partial)
-    (_, joint_inputs), given = cut.args, dict(cut.keywords)
-    start = given.pop("num_fwd_outputs")
-    fw, bw = cut.func(
-        chunked.gm, joint_inputs, num_fwd_outputs=start + chunked.extra, rebuild_more=rebuild_more, **given
-    )
-    strip_outputs(fw, start, chunked.extra)
-    return fw, bw
+def cut_chunked(chunked: Chunked, cut: compat.Cutter) -> compat.Cutter:
+    """Cuts a chunked graph; `cut` cuts the graph as it was."""
+    start = cut.num_fwd_outputs
+    return cut.of(chunked.gm, start + chunked.extra, finish=lambda pair: strip_outputs(pair[0], start, chunked.extra))
 
 
 def _is_static(region: Region) -> bool:

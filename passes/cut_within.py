@@ -69,6 +69,8 @@ class Cuts:
     plain_recompute_s: float
     step_s: float
     error_s_per_byte: float
+    bound_at: tuple[str, ...] = ()
+    """Where less memory would make the best cut cheaper: steps by their first node."""
 
 
 def cut_within(
@@ -126,7 +128,9 @@ def cut_within(
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
     ranked = tuple(sorted(search.found.values(), key=_rank))
-    return Cuts(ranked, saved_nbytes(plain), before, base_s, model.step_s, model.error_s_per_byte)
+    names = search.best.estimate.lifetimes.names
+    bound_at = tuple(names[slot] for slot, _ in search.best.fitted.prices)
+    return Cuts(ranked, saved_nbytes(plain), before, base_s, model.step_s, model.error_s_per_byte, bound_at)
 
 
 def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:

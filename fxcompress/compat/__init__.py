@@ -16,13 +16,12 @@ from fxcompress.compat.caches import compile_cache_dir as compile_cache_dir
 from fxcompress.compat.caches import default_cache_dir as default_cache_dir
 from fxcompress.compat.kernels import compile_for_rows as compile_for_rows
 from fxcompress.compat.partitioner import Chooser as Chooser
+from fxcompress.compat.partitioner import Cutter as Cutter
 from fxcompress.compat.partitioner import NodeInfo as NodeInfo
 from fxcompress.compat.partitioner import Partition as Partition
 from fxcompress.compat.partitioner import RecomputeRules as RecomputeRules
 from fxcompress.compat.partitioner import TorchChoice as TorchChoice
-from fxcompress.compat.partitioner import ask_what_to_save as ask_what_to_save
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
-from fxcompress.compat.partitioner import cutter as cutter
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.scene import CompileScene as CompileScene

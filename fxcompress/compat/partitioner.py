@@ -1,7 +1,6 @@
 """What fxcompress uses of PyTorch's partitioner: its cut, its question what to save, and its rules."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,22 +39,6 @@ def partition(
         )
 
 
-def cutter(
-    joint: fx.GraphModule,
-    joint_inputs: object,
-    num_fwd_outputs: int,
-    static_lifetime_input_indices: Sequence[int] | None,
-) -> Callable[..., Partition]:
-    """`partition` for the graph that a partitioner was called with; `rebuild_more` is left to state."""
-    return functools.partial(
-        partition,
-        joint,
-        joint_inputs,
-        num_fwd_outputs=num_fwd_outputs,
-        static_lifetime_input_indices=static_lifetime_input_indices,
-    )
-
-
 NodeInfo = Any
 """`partitioners.NodeInfo`: PyTorch's classification of a joint graph's nodes; read in 2.11, run in 2.13."""
 
@@ -72,6 +55,79 @@ class TorchChoice(Protocol):
 
 Chooser = Callable[[fx.Graph, NodeInfo, TorchChoice], list[fx.Node]]
 """`(joint graph, classification, PyTorch's choice) -> values to save`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to save of `joint`? `info` is its classification, `torch_choice` what PyTorch would answer."""
+
+    joint: fx.Graph
+    info: NodeInfo
+    torch_choice: TorchChoice
+
+
+@dataclass(slots=True)
+class Cutter:
+    """`partition` for the joint graph that a partitioner was called with, as often as it is asked.
+
+    What PyTorch's partitioner does before its question, merging common subexpressions and classifying nodes, is done
+    once. The joint graph is the one so merged from then on. `finish` edits each pair.
+    """
+
+    joint: fx.GraphModule
+    joint_inputs: object
+    num_fwd_outputs: int
+    static_lifetime_input_indices: Sequence[int] | None
+    finish: Callable[[Partition], None] | None = None
+    _classified: tuple[fx.Graph, NodeInfo] | None = None
+    _question: Question | None = None
+
+    def __call__(self, *, rebuild_more: bool) -> Partition:
+        with self._prepared_once():
+            pair = partition(
+                self.joint,
+                self.joint_inputs,
+                num_fwd_outputs=self.num_fwd_outputs,
+                static_lifetime_input_indices=self.static_lifetime_input_indices,
+                rebuild_more=rebuild_more,
+            )
+        if self.finish is not None:
+            self.finish(pair)
+        return pair
+
+    def of(self, joint: fx.GraphModule, num_fwd_outputs: int, finish: Callable[[Partition], None]) -> "Cutter":
+        """The same for another joint graph with the same inputs."""
+        return Cutter(joint, self.joint_inputs, num_fwd_outputs, self.static_lifetime_input_indices, finish)
+
+    def question(self) -> Question | None:
+        """What PyTorch asks; nothing is extracted. None where it does not: nothing depends on a tangent then."""
+
+        def choose(*asked: Any) -> list[fx.Node]:
+            self._question = Question(*asked)
+            raise _Answered
+
+        if self._question is None or self._question.joint is not self.joint.graph:
+            with contextlib.suppress(_Answered), choosing_saved_values(choose):
+                self(rebuild_more=True)
+        return self._question
+
+    @contextlib.contextmanager
+    def _prepared_once(self) -> Iterator[None]:
+        """`partitioners.classify_nodes` and `config.cse`: run in 2.11 and 2.13."""
+        from torch._functorch import config, partitioners
+
+        known = self._classified
+        done = known is not None and known[0] is self.joint.graph
+        classify = partitioners.classify_nodes
+
+        def classified(gm: fx.GraphModule, *args: Any, **kwargs: Any) -> NodeInfo:
+            if known is None or not done:
+                self._classified = gm.graph, classify(gm, *args, **kwargs)
+            assert self._classified is not None
+            return self._classified[1]
+
+        with config.patch(cse=config.cse and not done), patch.object(partitioners, "classify_nodes", classified):
+            yield
 
 
 @contextlib.contextmanager
@@ -130,20 +186,6 @@ def _cutting_fast() -> Iterator[None]:
 
 class _Answered(Exception):
     """Ends a partition that was only asked for its question."""
-
-
-def ask_what_to_save(cut: Callable[..., Partition], listener: Callable[..., object]) -> None:
-    """Call `listener` as a `Chooser` when PyTorch asks what to save, and extract nothing.
-
-    It is not called where PyTorch does not ask: nothing depends on a tangent then.
-    """
-
-    def choose(*question: Any) -> list[fx.Node]:
-        listener(*question)
-        raise _Answered
-
-    with contextlib.suppress(_Answered), choosing_saved_values(choose):
-        cut(rebuild_more=True)
 
 
 class _Remembering:
