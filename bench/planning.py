@@ -3,12 +3,14 @@
 GPT-2's 12 layers at reduced width, compiled once by plain Inductor and once under actcomp, with empty caches. Planning
 is what our partitioner takes more than PyTorch's does; our passes alone are stated apart.
 
-With `--budget 50%`, what ranking the cuts of a joint graph takes in processor time, on fake tensors and nothing
-compiled: in PyTorch's own cut, in its further cuts, and in everything else. GPT-2 XL is
-`--layers 48 --width 1600 --budget 50%`.
+With `--budget 50%`, processor seconds outside the kernel, on fake tensors, nothing compiled: of ranking the cuts of a
+joint graph, in PyTorch's own cut, in its further cuts and in everything else; of our whole partition step, each start
+of PyTorch's partitioner in it included; and of PyTorch's own partitioner alone, for the same joint graph, by default
+and at `activation_memory_budget=0.5`. GPT-2 XL is `--layers 48 --width 1600 --context 1024 --budget 50%`.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -26,18 +28,27 @@ from bench.models.gpt import GPT, GPTConfig
 from bench.record import append_rows, environment
 from bench.trial import Job, warm_up
 from bench.variants import variants
-from fxcompress import cut_to_budget, pipeline
+from fxcompress import compat, cut_to_budget, partition, pipeline, rewrite_joint
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.chunk_loss import copy_graph
 from fxcompress.passes.cut_within import cut_within
 from fxcompress.trace import explain
 
+TORCHS_OWN = {"torch_partitioner_s": 1.0, "torch_partitioner_at_half_s": 0.5}
+
+
+def user_s() -> float:
+    """Processor seconds outside the kernel: where the interpreter's stack grows and shrinks by a page at each call, by
+    the luck of the call depth, the kernel's are as many again."""
+    return os.times().user
+
 
 class Stopwatch:
-    """Seconds spent in wrapped functions, by a clock of the time module."""
+    """Seconds spent in wrapped functions, and calls of them, by a clock of the time module."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds = 0.0
+        self.seconds, self.calls = 0.0, 0
         self._clock = clock
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,6 +60,7 @@ class Stopwatch:
                 return function(*args, **kwargs)
             finally:
                 self.seconds += self._clock() - start
+                self.calls += 1
 
         return timed
 
@@ -89,14 +101,21 @@ def measure_planning(config: GPTConfig, batch: int) -> dict[str, float]:
 
 def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, float]:
     """Plan one training step under a budget, by Inductor's rules; returns the size of its joint graph, how many joint
-    graphs (numbers of chunks of logits) were ranked, and processor seconds."""
+    graphs (numbers of chunks of logits) were ranked, how often PyTorch's partitioner was started, and processor
+    seconds."""
 
     def case() -> tuple[GPT, tuple[torch.Tensor, torch.Tensor]]:
         tokens = torch.randint(config.vocabulary, (batch, config.context))
         return GPT(config), (tokens, tokens)
 
-    default, further, ranking = (Stopwatch(time.process_time) for _ in range(3))
+    default, further, ranking, whole, starts = (Stopwatch(user_s) for _ in range(5))
     nodes: list[int] = []
+    own_s: dict[str, float] = {}
+    step = whole.wrap(rewrite_joint.rewritten_pair)
+
+    def rewritten(gm: fx.GraphModule, request: Any) -> Any:
+        own_s.update({name: _torchs_own_s(gm, request.cut, share) for name, share in TORCHS_OWN.items()})
+        return step(gm, request)
 
     def ranked(gm: fx.GraphModule, info: Any, torch_choice: Callable[..., Any], *args: Any) -> Any:
         plain, more = default.wrap(torch_choice), further.wrap(torch_choice)
@@ -108,7 +127,12 @@ def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, flo
 
         return ranking.wrap(cut_within)(gm, info, choice, *args)
 
-    with patch.object(cut_to_budget, "cut_within", ranked):
+    counted = starts.wrap(partitioners.min_cut_rematerialization_partition)
+    with (
+        patch.object(cut_to_budget, "cut_within", ranked),
+        patch.object(partition, "rewritten_pair", rewritten),
+        patch.object(partitioners, "min_cut_rematerialization_partition", counted),
+    ):
         explain(case, options=Options(budget=budget))
     ours_s = ranking.seconds - default.seconds - further.seconds
     return {
@@ -117,7 +141,27 @@ def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, flo
         "torch_cut_s": default.seconds,
         "torch_further_cuts_s": further.seconds,
         "ranking_s": ours_s,
+        "partition_s": whole.seconds,
+        "torch_starts": starts.calls - 3 * len(TORCHS_OWN),
+        **own_s,
     }
+
+
+def _torchs_own_s(gm: fx.GraphModule, cut: compat.Cutter, share: float) -> float:
+    """Processor seconds of PyTorch's own partitioner, at an activation budget, on a copy of a joint graph: the least of
+    three."""
+    seconds = []
+    for _ in range(3):
+        copy, watch = copy_graph(gm), Stopwatch(user_s)
+        with torch._functorch.config.patch(activation_memory_budget=share):
+            watch.wrap(partitioners.min_cut_rematerialization_partition)(
+                copy,
+                cut.joint_inputs,
+                num_fwd_outputs=cut.num_fwd_outputs,
+                static_lifetime_input_indices=list(cut.static_lifetime_input_indices or []),
+            )
+        seconds.append(watch.seconds)
+    return min(seconds)
 
 
 def main() -> int:

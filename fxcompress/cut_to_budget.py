@@ -4,11 +4,12 @@ The cuts are ranked on the joint graph (`passes.cut_within`); the best is extrac
 shows then (exact needs, the working memory of codecs) may put the peak above the budget: the same cut is tried once
 more with a lower aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. It may
 also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as
-well, and the cheapest finished plan is taken.
+well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest estimated
+peak is finished as low as it gets: what it reaches is what a `BudgetError` states.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import fx
 
@@ -58,9 +59,14 @@ class Ranking:
     """By how much the best cut did."""
     lowered_bytes: int = 0
     """By how much the limit was lowered for the ranking at hand."""
+    last: Literal["", "pending", "tried"] = ""
+    """The attempt at the lowest peak, whatever it costs, after all others failed."""
 
     def next(self, error: BudgetError | PlanError) -> None:
         """Aim lower with the same cut once, then take the next one."""
+        if self.last:
+            self.skip()
+            return
         if isinstance(error, BudgetError):
             excess = error.peak_bytes - self.limit_bytes
             self.least_excess_bytes = min(excess, self.least_excess_bytes or excess)
@@ -71,10 +77,15 @@ class Ranking:
         near = 0 < self.least_excess_bytes <= NEAR * self.limit_bytes
         if self._is_done() and near and not self.lowered_bytes:
             self.lowered_bytes, self.taken, self.cuts = self.least_excess_bytes, 0, None
+        elif self._is_done() and self.cuts is not None and self.cuts.ranked[0].fits:
+            # Where none was to fit, the first tried was the lowest.
+            lowest = min(self.cuts.ranked, key=lambda cut: cut.lowest_peak_bytes)
+            self.last, self.taken, self.excess_bytes = "pending", self.cuts.ranked.index(lowest), self.limit_bytes
 
     def skip(self) -> None:
         """Take the next cut."""
         self.taken, self.excess_bytes = self.taken + 1, 0
+        self.last = "tried" if self.last else ""
 
     def may_beat(self, result: Result | None) -> bool:
         """Whether a cut is left to try, and no finished plan costs less than it is estimated to."""
@@ -87,6 +98,8 @@ class Ranking:
         return result is None or (cut.fits and cut.seconds + least_s < cost_s(result))
 
     def _is_done(self) -> bool:
+        if self.last:
+            return self.last == "tried"
         most = 1 if self.lowered_bytes else CUTS_TRIED
         return self.cuts is not None and self.taken >= min(most, len(self.cuts.ranked))
 

@@ -140,16 +140,16 @@ def kept(fits: tuple[Fit, ...], after: Peak, options: Options) -> tuple[Fit, ...
     reached = tuple(replace(fit, lowest_peak_bytes=min(fit.lowest_peak_bytes, after.peak_bytes)) for fit in fits)
     for fit in reached:
         if after.peak_bytes > fit.limit_bytes:
-            raise BudgetError(_shortfall(fit, options), peak_bytes=after.peak_bytes)
+            raise BudgetError(_shortfall(fit, after, options), peak_bytes=after.peak_bytes)
     return reached
 
 
-def _shortfall(fit: Fit, options: Options) -> str:
+def _shortfall(fit: Fit, after: Peak, options: Options) -> str:
     """What a budget error says."""
     under, change = f"bits={options.bits}, operand_bits={options.operand_bits}", "lower these widths"
     if options.max_error is not None:
         under, change = f"max_error={options.max_error:g}", "raise this limit"
     return (
-        f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {fit.lowest_peak_bytes} bytes at "
+        f"budget of {fit.limit_bytes} bytes: the lowest predicted peak found is {after.peak_bytes} bytes at "
         f"{under} (PyTorch's own: {fit.plain_peak_bytes}); state a larger budget, {change}, or make the batch smaller"
     )

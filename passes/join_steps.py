@@ -3,7 +3,7 @@
 Works on the memory model's steps (`liveness`), of which it returns new ones.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 Buffer = int
@@ -37,26 +37,26 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
         for key, _ in step.made:
             place.setdefault(key, i)
     joined: dict[int, Step] = dict(enumerate(steps))
+    touching: defaultdict[Buffer, set[int]] = defaultdict(set)
     for j, step in enumerate(steps):
         if not (step.in_place and step.made):
             continue
         ready = max((place.get(key, 0) for key in step.read), default=0)
-        host = next((i for i in range(ready, j) if i in joined and _side_by_side(joined[i], step)), None)
+        near = sorted({i for key in step.read for i in touching[key] if i >= ready})
+        host = next((i for i in near if _side_by_side(joined[i], step)), None)
         if host is not None:
             other = joined[host]
             read = tuple(sorted({*other.read, *step.read}))
             joined[host] = replace(other, made=other.made + step.made, read=read)
             place.update(dict.fromkeys((key for key, _ in step.made), host))
             del joined[j]
+        for key in (*step.read, *(key for key, _ in step.made)):
+            touching[key].add(j if host is None else host)
     return _without_inner([joined[i] for i in sorted(joined)], returned)
 
 
 def _side_by_side(one: Step, other: Step) -> bool:
-    if not (one.in_place and one.made and one.made[0][1] == other.made[0][1]):
-        return False
-    if len({size for _, size in one.made + other.made}) > 1:
-        return False
-    return not set(other.read).isdisjoint((*one.read, *(key for key, _ in one.made)))
+    return len({size for _, size in one.made + other.made}) == 1
 
 
 def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]:

@@ -132,13 +132,10 @@ def is_inlined(node: fx.Node, phase: Phase) -> bool:
 
 def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
     """Whether `node` is a constant that only a scatter reads, to add to it in place."""
+    if phase.traits(node).inputs or node in phase.leaving:
+        return False
     users = phase.users(node)
-    return (
-        not node.all_input_nodes
-        and node not in phase.leaving
-        and len(users) == 1
-        and all(phase.traits(user).scatters and user.args[0] is node for user in users)
-    )
+    return len(users) == 1 and all(phase.traits(user).scatters and user.args[0] is node for user in users)
 
 
 def is_fused_away(node: fx.Node, phase: Phase) -> bool:

@@ -75,8 +75,16 @@ def test_what_just_missed_is_ranked_once_more_for_a_lower_limit(peak: int, again
         chooser.cuts = chooser.cuts or ranked(2.0)
 
     if not again:
-        with pytest.raises(BudgetError, match="too high"):
-            cut_to_budget(cut, finishing, chooser)
+        # The cut with the lowest estimate is finished once more, as low as it gets.
+        assert cut_to_budget(cut, finishing, chooser).plan.fits[0].recompute_s == 4.0
+        assert finishing.targets == [LIMIT, LIMIT - 200, 0]
         return
     assert cut_to_budget(cut, finishing, chooser).plan.fits[0].recompute_s == 4.0
     assert finishing.targets == [LIMIT, LIMIT - 50, LIMIT - 50]
+
+
+def test_an_error_states_the_lowest_peak_that_was_reached() -> None:
+    finishing = Finishing(1200, 1150, 1110)
+    with pytest.raises(BudgetError) as raised:
+        cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0)))
+    assert raised.value.peak_bytes == 1110 and finishing.targets[-1] == 0
