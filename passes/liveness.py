@@ -20,7 +20,7 @@ from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.merge_sums import find_merged
-from fxcompress.passes.ops import GRADIENT, is_view, op_name
+from fxcompress.passes.ops import GRADIENT, MAY_COPY, is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases, phase_of
 from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
 from fxcompress.passes.traits import buffers_of
@@ -205,7 +205,10 @@ def _runs_nothing(
 
 
 def _views_input(node: fx.Node, phase: Phase) -> bool:
-    """An `_unsafe_view` or `reshape` may copy: only a shared storage makes it free."""
+    """A `reshape` may copy: only a shared storage makes it free. Views of what was decoded still state the storage of
+    what was encoded."""
+    if op_name(node) not in MAY_COPY:
+        return True
     keys = frozenset[Buffer]().union(*(phase.traits(arg).result_keys for arg in node.all_input_nodes))
     return phase.traits(node).result_keys <= keys
 

@@ -15,6 +15,9 @@ VIEWS = frozenset(
 )
 """Operators whose result (or each of whose results) addresses its input's storage."""
 
+MAY_COPY = frozenset("reshape _unsafe_view inductor_force_stride_order".split())
+"""Those of them that copy where strides do not allow a view."""
+
 MOVES = VIEWS | frozenset(
     "clone contiguous cat copy flip repeat constant_pad_nd stack _to_copy convert_element_type".split()
 )

@@ -43,7 +43,8 @@ class Traits:
 
 def traits_of(node: fx.Node) -> Traits:
     """Ask."""
-    own, results = tuple(buffers_of(node)), tuple(_result_buffers(node))
+    # Elements of a tuple may share a storage, as those of a split do.
+    own, results = tuple(buffers_of(node)), tuple(dict(_result_buffers(node)).items())
     view, opaque, name = is_view(node), is_opaque(node), op_name(node)
     return Traits(
         tuple(node.all_input_nodes),
