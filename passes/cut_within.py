@@ -1,9 +1,9 @@
 """Choose where to cut a joint graph so that the predicted peak fits a limit, at the least modelled time.
 
 `cut_within(joint, …)` tries PyTorch's own cuts, at its memory budgets too, and ours (`find_cuts`): at a range of prices
-per byte; at two of them, the dearer one for what is made first; and at prices per moment, taken from where a cut so far
-has no room left. Each is fitted by `estimate_cut`, and the cuts are ranked: those that fit by their seconds, then the
-others by their peak. Read-only.
+per byte; at two of them, the dearer one for what is made first; at prices per moment, taken from where a cut so far has
+no room left; and, where nothing fits, cuts that differ from the best in one value. Each is fitted by `estimate_cut`,
+and the cuts are ranked: those that fit by their seconds, then the others by their peak. Read-only.
 """
 
 import functools
@@ -103,8 +103,8 @@ def cut_within(
     count = WORK // len(gm.graph.nodes) if small else FEWEST
     search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count, {})
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
+    once = compat.recompute_rules(gm.graph, info).fixed if small else frozenset()
     if small:
-        once = compat.recompute_rules(gm.graph, info).fixed
         for budget in MEMORY_BUDGETS:
             saved = torch_choice(rebuild_more=False, memory_budget=budget)
             if not _draws_again(model.sketch("", saved), once):
@@ -125,6 +125,9 @@ def cut_within(
             other.try_prices(network, start, unit)
             for cut in other.found.values():
                 search.try_cut(cut.name, cut.saved)
+        if small and not search.best.cut.fits:
+            search.left = count
+            search.descend(network, once)
     except ValueError:
         pass  # Symbolic sizes and opaque values are PyTorch's to place.
     ranked = tuple(sorted(search.found.values(), key=_rank))
@@ -256,6 +259,25 @@ class _Search:
                 self._rounds(network, f"ours at {price:g} by moment", unit * price)
         if self.best.cut.fits:
             self._rounds(network, "ours by bound moments", None)
+
+    def descend(self, network: CutNetwork, once: Set[fx.Node]) -> None:
+        """Save, or compute again, one value more or less of those alive at the peak, as long as the peak falls."""
+        lowered = True
+        while lowered and not self.best.cut.fits:
+            lowered, start = False, self.best
+            saved = set(start.cut.saved)
+            slot = start.estimate.peak_slot(start.fitted.chosen)
+            moment = price_moments(start.estimate, [(slot, 1.0)])
+            alive = {node: moment.again_s(node) for node in network.saving if node.op == "call_function"}
+            for node in sorted((node for node in alive if alive[node]), key=lambda node: -alive[node]):
+                toggled = saved ^ {node}
+                cut = [other for other in self.model.joint.nodes if other in toggled]
+                if not _draws_again(self.model.sketch("", cut), once):
+                    name = f"{start.cut.name}, {node.name} {'again' if node in saved else 'saved'}"
+                    self.try_own(name, functools.partial(list, cut))
+                if self.best is not start:
+                    lowered = True
+                    break
 
     def _rounds(self, network: CutNetwork, name: str, price: float | None) -> None:
         """Cut at prices of the last cut's peak; without a `price`, of the moments at which the best cut is bound."""
