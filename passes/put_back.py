@@ -83,7 +83,7 @@ def _put_gradient(write: Writer, region: Region, node: fx.Node, value: fx.Node, 
 
 
 def _is_worth_fp32(region: Region, node: fx.Node, value: fx.Node) -> bool:
-    """Whether `value` has more bits than `node`, and they take no more memory than the hidden states of the same step."""
+    """Whether `value` has more bits than `node`, and they take no more memory than the hidden states beside it."""
     tokens, words = map(hint, region.shape)
     return value.meta["val"].dtype is not node.meta["val"].dtype and words <= tokens
 
