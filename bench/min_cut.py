@@ -2,9 +2,9 @@
 
     python -m bench.min_cut [--models gpt2_small,…] [--json file]
 
-Each model is traced once on fake tensors, in bf16 (ResNet-50 and ViT-B under autocast), and partitioned as each variant says: nothing of that size is
-allocated and nothing compiled. Peaks are those of the memory model, without parameters and without gradients that are
-results. Logits stand apart: what PyTorch's cut saves of them is taken off its bytes, as ours saves none.
+Each model is traced once on fake tensors, in bf16 (ResNet-50 and ViT-B under autocast), and partitioned as each variant
+says: no activation is allocated and nothing compiled. Peaks are those of the memory model for a GPU, without parameters
+and their gradients. Logits stand apart: what PyTorch's cut saves of them is taken off its bytes, as ours saves none.
 """
 
 import argparse
@@ -23,22 +23,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.models.blocks import default_dtype
 from bench.models.vocab import GPT2_VOCABULARY, LLAMA_VOCABULARY, SIMULATED
 from bench.models.zoo import Case, LossOf
-from bench.peaks import trace_large
+from bench.peaks import predict, trace_large
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace
+from bench.traffic import INLINED
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
-from fxcompress.passes.liveness import Machine, find_peak
 
 REFERENCE = "min-cut"
 OPTIONS: Mapping[str, Options] = {
-    "default": Options(),
-    "4 bit": Options(bits=4, operand_bits=4),
-    "2 bit": Options(bits=2, operand_bits=2),
-    "4 bit, budget 25 %": Options(bits=4, operand_bits=4, budget="25%"),
-    "2 bit, budget 20 %": Options(bits=2, operand_bits=2, budget="20%"),
+    "default": Options(disable_passes=INLINED),
+    "4 bit": Options(bits=4, operand_bits=4, disable_passes=INLINED),
+    "2 bit": Options(bits=2, operand_bits=2, disable_passes=INLINED),
+    "4 bit, budget 25 %": Options(bits=4, operand_bits=4, budget="25%", disable_passes=INLINED),
 }
 
 
@@ -52,7 +51,6 @@ class Row:
     logits_bytes: int = 0
     """Of the saved bytes, those of logits."""
     peak_bytes: int = 0
-    peak_at: str = ""
     seconds: float = 0.0
     error: str = ""
 
@@ -112,10 +110,9 @@ def compare(model: str, names: Sequence[str]) -> list[Row]:
             rows.append(Row(model, name, error=str(error)))
             continue
         seconds = time.perf_counter() - start
-        peak = find_peak(*pair, joint.num_fwd_outputs, Machine(fused=True))
         saved = saved_nbytes(pair[0], joint.num_fwd_outputs)
         logits = logits_nbytes(pair[0], joint.num_fwd_outputs, WORDS.get(model, 0))
-        rows.append(Row(model, name, saved, logits, peak.peak_bytes, peak.at, seconds))
+        rows.append(Row(model, name, saved, logits, predict(pair, joint.num_fwd_outputs), seconds))
     return rows
 
 
@@ -133,7 +130,7 @@ def _columns(node: fx.Node) -> int | None:
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per variant."""
-    view = Table("variant", "saved MB", "logits MB", "fewer", "peak MB", "lower", "at", "seconds", title=rows[0].model)
+    view = Table("variant", "saved MB", "logits MB", "fewer", "peak MB", "lower", "seconds", title=rows[0].model)
     reference = rows[0]
     for row in rows:
         if row.error:
@@ -146,7 +143,6 @@ def table(rows: Sequence[Row]) -> Table:
             ratio(reference.rest_bytes, row.rest_bytes),
             megabytes(row.peak_bytes),
             ratio(reference.peak_bytes, row.peak_bytes),
-            row.peak_at,
             f"{row.seconds:.1f}",
         )
     return view
