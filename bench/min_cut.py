@@ -4,7 +4,7 @@
 
 Each model is traced once on fake tensors, in bf16 (ResNet-50 and ViT-B under autocast), and partitioned as each variant
 says: no activation is allocated and nothing compiled. Peaks are those of the memory model for a GPU, without parameters
-and their gradients. Logits stand apart: what PyTorch's cut saves of them is taken off its bytes, as ours saves none.
+and their gradients. Saved bytes are compared without what the loss saves: logits, or, in chunks, gradients.
 """
 
 import argparse
@@ -27,37 +27,35 @@ from bench.peaks import predict, trace_large
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace
 from bench.traffic import INLINED
-from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
+from fxcompress.passes.ops import GRADIENT
 
 REFERENCE = "min-cut"
 OPTIONS: Mapping[str, Options] = {
     "default": Options(disable_passes=INLINED),
     "4 bit": Options(bits=4, operand_bits=4, disable_passes=INLINED),
     "2 bit": Options(bits=2, operand_bits=2, disable_passes=INLINED),
-    "4 bit, budget 25 %": Options(bits=4, operand_bits=4, budget="25%", disable_passes=INLINED),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model under one variant; bytes. `error`: why there are none."""
+    """One model under one variant; bytes."""
 
     model: str
     variant: str
-    saved_bytes: int = 0
-    logits_bytes: int = 0
-    """Of the saved bytes, those of logits."""
-    peak_bytes: int = 0
-    seconds: float = 0.0
-    error: str = ""
+    saved_bytes: int
+    loss_bytes: int
+    """Of the saved bytes, those of logits, or of the loss's gradients that stand for them."""
+    peak_bytes: int
+    seconds: float
 
     @property
     def rest_bytes(self) -> int:
-        """What is saved besides logits."""
-        return self.saved_bytes - self.logits_bytes
+        """What is saved besides."""
+        return self.saved_bytes - self.loss_bytes
 
 
 def swin_tiny() -> Case:
@@ -104,23 +102,20 @@ def compare(model: str, names: Sequence[str]) -> list[Row]:
     rows = []
     for name in (REFERENCE, *names):
         start = time.perf_counter()
-        try:
-            pair = partition(joint, plain if name == REFERENCE else ActcompPartitioner(OPTIONS[name]))
-        except BudgetError as error:
-            rows.append(Row(model, name, error=str(error)))
-            continue
+        pair = partition(joint, plain if name == REFERENCE else ActcompPartitioner(OPTIONS[name]))
         seconds = time.perf_counter() - start
         saved = saved_nbytes(pair[0], joint.num_fwd_outputs)
-        logits = logits_nbytes(pair[0], joint.num_fwd_outputs, WORDS.get(model, 0))
-        rows.append(Row(model, name, saved, logits, predict(pair, joint.num_fwd_outputs), seconds))
+        of_loss = loss_nbytes(pair[0], joint.num_fwd_outputs, WORDS.get(model, 0))
+        rows.append(Row(model, name, saved, of_loss, predict(pair, joint.num_fwd_outputs), seconds))
     return rows
 
 
-def logits_nbytes(fw: fx.GraphModule, num_fwd_outputs: int, words: int) -> int:
-    """Bytes of the saved values with a column per word."""
+def loss_nbytes(fw: fx.GraphModule, num_fwd_outputs: int, words: int) -> int:
+    """Bytes of the saved values with a column per word, and of the gradients that chunks save instead."""
     (output,) = fw.graph.find_nodes(op="output")
     saved = {node for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)}
-    return sum(storage_nbytes(node.meta["val"]) for node in saved if _columns(node) == words)
+    of_loss = [node for node in saved if _columns(node) == words or node.meta.get("actcomp") == GRADIENT]
+    return sum(storage_nbytes(node.meta["val"]) for node in of_loss)
 
 
 def _columns(node: fx.Node) -> int | None:
@@ -130,16 +125,13 @@ def _columns(node: fx.Node) -> int | None:
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per variant."""
-    view = Table("variant", "saved MB", "logits MB", "fewer", "peak MB", "lower", "seconds", title=rows[0].model)
+    view = Table("variant", "saved MB", "of the loss MB", "fewer", "peak MB", "lower", "seconds", title=rows[0].model)
     reference = rows[0]
     for row in rows:
-        if row.error:
-            view.add_row(row.variant, row.error)
-            continue
         view.add_row(
             row.variant,
             megabytes(row.saved_bytes),
-            megabytes(row.logits_bytes),
+            megabytes(row.loss_bytes),
             ratio(reference.rest_bytes, row.rest_bytes),
             megabytes(row.peak_bytes),
             ratio(reference.peak_bytes, row.peak_bytes),
