@@ -1,7 +1,7 @@
-"""What the first order misses: errors of 2 bits are large enough for a GELU or a normalization to bend.
+"""What the first order misses: errors of 1 and 2 bits are large enough for a GELU or a normalization to bend.
 
-A tensor is stored at 2 and at 4 bits and the backward repeated. To the first order, the two squared errors are in the
-ratio that `adjoint` predicts; what the coarser one is beyond that is added to it. That is done for the tensors that
+A tensor is stored at 1, 2 and 4 bits and the backward repeated. To the first order, the squared errors are in the
+ratios that `adjoint` predicts; what a coarse one is beyond that is added to it. That is done for the tensors that
 matter most; further ones of identical layers are given the largest excess found in their kind.
 """
 
@@ -17,14 +17,14 @@ LINEAR = ("operand", "operand+mask")
 NEGLIGIBLE = 1e-4
 """Of all squared errors at 2 bits: tensors that add less are left as they are."""
 REPEATED = 48
-"""Tensors that are looked at, two backward passes each."""
-_COARSE, _FINE = 2, 4
+"""Tensors that are looked at, three backward passes each."""
+_COARSE, _FINE = (2, 1), 4
 
 
 def bent(
     squares: Squares, stored: Mapping[str, Stored], tensors: Mapping[str, SavedTensor], repeater: Repeater
 ) -> Squares:
-    """Squared errors with those at 2 bits corrected.
+    """Squared errors with those at 1 and 2 bits corrected.
 
     Args:
         squares: by tensor and codec, to the first order.
@@ -33,28 +33,35 @@ def bent(
         repeater: repeats the backward.
     """
     at = {name: {codec.bits: i for i, codec in enumerate(stored[name].codecs)} for name in squares}
-    coarse = {name: squares[name][at[name][_COARSE]] for name in squares if _COARSE in at[name]}
+    coarse = {name: squares[name][at[name][_COARSE[0]]] for name in squares if _COARSE[0] in at[name]}
     least = NEGLIGIBLE * sum(coarse.values())
     bending = [n for n in coarse if _FINE in at[n] and tensors[n].need not in LINEAR and coarse[n] > least]
     bending.sort(key=lambda name: -coarse[name])
     found = {name: list(own) for name, own in squares.items()}
-    excesses: dict[object, float] = {}
+    largest: dict[tuple[object, int], float] = {}
     for number, name in enumerate(bending):
         kind = _kind(tensors[name])
-        if number < REPEATED:
-            excess = _excess(squares[name], at[name], stored[name], repeater)
-            excesses[kind] = max(excess, excesses.get(kind, 0.0))
-        else:
-            excess = excesses.get(kind, 0.0)
-        found[name][at[name][_COARSE]] += excess
+        excesses = _excesses(squares[name], at[name], stored[name], repeater) if number < REPEATED else {}
+        for bits in at[name].keys() & _COARSE:
+            known = largest.get((kind, bits), 0.0)
+            excess = excesses.get(bits, known)
+            largest[kind, bits] = max(excess, known)
+            found[name][at[name][bits]] += excess
     return found
 
 
-def _excess(squares: list[float], at: Mapping[int, int], entry: Stored, repeater: Repeater) -> float:
-    """‖ΔG‖² at 2 bits beyond what 4 bits and the first order make expect; not below what would leave a tenth."""
-    coarse, fine = (repeater.squared_error([(entry, entry.codecs[at[bits]], bits)]) for bits in (_COARSE, _FINE))
-    first, finer = squares[at[_COARSE]], squares[at[_FINE]]
-    return max(coarse - fine * first / finer, -0.9 * first) if finer else 0.0
+def _excesses(squares: list[float], at: Mapping[int, int], entry: Stored, repeater: Repeater) -> dict[int, float]:
+    """‖ΔG‖² of coarse widths beyond what 4 bits and the first order make expect; not below what would leave a tenth."""
+
+    def measured(bits: int) -> float:
+        return repeater.squared_error([(entry, entry.codecs[at[bits]], bits)])
+
+    finer = squares[at[_FINE]]
+    if not finer:
+        return {}
+    ratio = measured(_FINE) / finer
+    coarse = {bits: squares[at[bits]] for bits in _COARSE if bits in at}
+    return {bits: max(measured(bits) - ratio * first, -0.9 * first) for bits, first in coarse.items()}
 
 
 def _kind(tensor: SavedTensor) -> object:
