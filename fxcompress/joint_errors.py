@@ -1,12 +1,13 @@
 """What errors do together that none does alone: the whole plan, tried on the values that calibrate it.
 
 Errors of different tensors are independent, and to the first order they add up. At 1 and 2 bits they are large enough
-to meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass,
-and if its error is larger than predicted, those of 1 and 2 bits are taken for larger by that, and the plan that follows
-is tried.
+to meet: one bends what another goes through. So the plan that the limit leads to is tried in three more backward
+passes, and if its error is larger than predicted, those of 1 and 2 bits are taken for larger by that, and the plan that
+follows is tried.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from fxcompress.adjoint import Squares, Stored
 from fxcompress.passes.choose import Encoding, encoded_nbytes
@@ -17,7 +18,7 @@ ROUNDS = 4
 """Plans tried."""
 CLOSE = 1.02
 """A squared error that is larger than predicted by no more is accepted."""
-_COARSE = (1, 2)
+_COARSE, _DRAWS = (1, 2), 3
 
 
 def joined(
@@ -45,7 +46,10 @@ def joined(
         taken = [(stored[name], r, salt) for salt, (name, r) in enumerate(zip(names, plan.chosen, strict=True)) if r]
         if not taken or not plan.error:
             break
-        measured = repeater.squared_error([(entry, entry.codecs[r - 1], salt) for entry, r, salt in taken])
+        measured = fmean(
+            repeater.squared_error([(entry, entry.codecs[r - 1], salt + draw * len(names)) for entry, r, salt in taken])
+            for draw in range(_DRAWS)
+        )
         if measured <= CLOSE * plan.error:
             break
         coarse = sum(
