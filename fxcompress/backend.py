@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress import compat, ledger
+from fxcompress import budget_scope, compat, ledger
 from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
@@ -48,10 +48,20 @@ def actcomp(
         PlanError: `options["plan"]` cannot be read, or does not fit this graph.
     """
     chosen = from_mapping(options, mode=mode)
-    compile_graph = functools.partial(_compile, chosen)
+    compile_graph = functools.partial(_compile_noted, chosen)
     if chosen.max_error is not None and chosen.calibration is None and chosen.plan is None:
         return FirstCall(gm, example_inputs, chosen, compile_graph)
     return compile_graph(gm, example_inputs, None)
+
+
+def _compile_noted(
+    chosen: Options, gm: fx.GraphModule, example_inputs: Sequence[Any], errors: ErrorTable | None
+) -> Callable[..., Any]:
+    before = len(ledger.reports())
+    compiled = _compile(chosen, gm, example_inputs, errors)
+    if len(ledger.reports()) > before:
+        budget_scope.note_graph(chosen)
+    return compiled
 
 
 def _compile(

@@ -21,14 +21,13 @@ from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.joint_outputs import add_outputs, is_mutating, sort_graph
 from fxcompress.passes.loss_region import Region
-from fxcompress.passes.ops import GRADIENT
+from fxcompress.passes.put_back import Results, put_back
 from fxcompress.passes.row_ops import is_constant
 from fxcompress.passes.splice import call_outlined
-from fxcompress.passes.token_rows import Read, Unchunkable, same, shape_of
+from fxcompress.passes.token_rows import Read, shape_of
 from fxcompress.passes.write_chunk import PREFIX, Chunk, Key, Writer, add_share, is_product, sources, zeros
 
 aten = torch.ops.aten
-_DESCRIPTIVE = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +36,6 @@ class _Operand:
 
     node: fx.Node
     dim: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Results:
-    """What the chunks gave: pieces per token in order, and sums."""
-
-    pieces: dict[fx.Node, list[fx.Node]]
-    sums: dict[fx.Node, fx.Node]
 
 
 def rewrite_loss(
@@ -64,23 +55,13 @@ def rewrite_loss(
         outline: whether equal chunks are calls of one subgraph; sizes must then be static.
     """
     (output,) = gm.graph.find_nodes(op="output")
-    members = region.members
     # What mutates inputs stands at the end, behind all that reads them as they were.
     end = next(node for node in gm.graph.nodes if node is output or is_mutating(node))
     with gm.graph.inserting_before(end):
         write = Writer(gm.graph, compat.fake_mode_of([region.start.meta["val"]]))
         work = _Work(gm, region, write, fused=fused, outline=outline)
         results = work.run(chunks)
-        final = {node: _joined(write, region, node, pieces) for node, pieces in results.pieces.items()}
-        final |= {node: _shaped(write, node, total) for node, total in results.sums.items()}
-        saved = [final[node] for node in final if node in region.gradient]
-        for node, value in final.items():
-            value.meta |= {key: node.meta[key] for key in _DESCRIPTIVE if key in node.meta}
-            used = value
-            if node in region.gradient:
-                _mark(value, {*results.pieces.get(node, ()), *results.sums.values()})
-                used = _scaled(write, value, region.tangent, node)
-            node.replace_all_uses_with(used, delete_user_cb=lambda user: user not in members)
+        saved = put_back(write, region, results)
     add_outputs(output, saved, num_fwd_outputs)
     sort_graph(gm.graph)
     gm.graph.eliminate_dead_code()
@@ -99,7 +80,7 @@ class _Work:
         outside = [key for key in dict.fromkeys(keys) if key[0] not in region.rows and not is_constant(key[0])]
         self.operands = {key: _prepared(write, region, units.get(key[0], key[0]), key[1]) for key in outside}
 
-    def run(self, chunks: int) -> _Results:
+    def run(self, chunks: int) -> Results:
         """Write all chunks, in order."""
         region, write = self.region, self.write
         sums = {total.node: zeros(write, total) for total in region.sums}
@@ -114,7 +95,7 @@ class _Work:
                 share = [next(results) for _ in (sources(region, total) if is_product(total) else [total])]
                 sums[total.node] = add_share(write, region, total, sums[total.node], share, inputs)
             done = [*sums.values(), *(found[-1] for found in pieces.values())]
-        return _Results(pieces, sums)
+        return Results(pieces, sums)
 
     def _unit_chain(self) -> dict[fx.Node, fx.Node]:
         """What leads from the tangent to the region, for a tangent of one."""
@@ -233,52 +214,3 @@ def _prepared(write: Writer, region: Region, node: fx.Node, read: Read) -> _Oper
         whole = [*write.sizes(shape[: rows.first]), -1, *write.sizes(shape[last:])]
         node = write(aten.reshape.default, node, whole)
     return _Operand(node, rows.first)
-
-
-def _joined(write: Writer, region: Region, node: fx.Node, pieces: Sequence[fx.Node]) -> fx.Node:
-    """The per-token value `node` from its pieces."""
-    rows, shape = region.rows[node], shape_of(node)
-    value = write(aten.cat.default, list(pieces), rows.first)
-    cut = region.cut
-    if cut is not None and not rows.cut:
-        # Only gradients get here: tokens that the loss leaves out have none.
-        whole = [*shape[: rows.first], *cut.sizes, *shape[rows.last :]]
-        kept = [*cut.sizes]
-        kept[cut.place] = len(range(*slice(cut.start, cut.end).indices(_static(cut.sizes[cut.place]))))
-        dim = rows.first + cut.place
-        value = write(aten.reshape.default, value, write.sizes([*shape[: rows.first], *kept, *shape[rows.last :]]))
-        val = value.meta["val"]
-        zeros = write(aten.full.default, write.sizes(whole), 0.0, dtype=val.dtype, device=val.device)
-        value = write(aten.slice_scatter.default, zeros, value, dim, cut.start, cut.end)
-    return _shaped(write, node, value)
-
-
-def _static(size: int | torch.SymInt) -> int:
-    if not isinstance(size, int):
-        raise Unchunkable("a slice leaves a symbolic number of tokens")
-    return size
-
-
-def _shaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
-    """A result in shape and dtype of the node that it replaces."""
-    val = node.meta["val"]
-    if not same(shape_of(value), val.shape):
-        value = write(aten.reshape.default, value, write.sizes(val.shape))
-    if value.meta["val"].dtype is val.dtype:
-        return value
-    return write(torch.ops.prims.convert_element_type.default, value, val.dtype)
-
-
-def _scaled(write: Writer, value: fx.Node, tangent: fx.Node, node: fx.Node) -> fx.Node:
-    """A gradient for a tangent of one, multiplied by the tangent."""
-    factor = tangent if tangent.meta["val"].dim() == 0 else write(aten.reshape.default, tangent, [])
-    return _shaped(write, node, write(aten.mul.Tensor, value, factor))
-
-
-def _mark(value: fx.Node, parts: set[fx.Node]) -> None:
-    """Mark a gradient, and what it is put together from."""
-    pending = [value]
-    while pending:
-        node = pending.pop()
-        node.meta["actcomp"] = GRADIENT
-        pending += [] if node in parts else [arg for arg in node.all_input_nodes if arg.name.startswith(PREFIX)]

@@ -1,5 +1,6 @@
 """One budget for several graphs: the step's predicted peak keeps it, and so does what replays the plan."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxcompress
-from fxcompress import plan_io, trace
+from fxcompress import budget_scope, plan_io, trace
 from fxcompress.compat import FakeTensorMode
 from fxcompress.errors import BudgetError
 from fxcompress.footprint import stacked_peak
@@ -80,3 +81,22 @@ def test_one_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan = fxcompress.explain(whole, options=replace(OPTIONS, budget="100%"))
     assert len(plan.graphs) == 1
+
+
+def _warnings_of(model: nn.Module, sizes: list[int], budget: object) -> list[str]:
+    budget_scope.forget()
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="actcomp", options={"inner": "aot_eager", "min_bytes": 1024, "budget": budget})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for size in sizes:
+            run(torch.randn(size, 64)).sum().backward()
+    return [str(warning.message) for warning in caught if "which each keeps by itself" in str(warning.message)]
+
+
+def test_a_budget_in_bytes_for_several_graphs_of_a_compiled_step_warns_once() -> None:
+    one = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    (text,) = _warnings_of(Broken(), [64, 32], "1MiB")
+    assert "budget=1048576" in text and "{'plan': 'plan.json'}" in text
+    assert _warnings_of(one, [64, 32], "1MiB") == [], "further sizes of a graph run in other steps"
+    assert _warnings_of(Broken(), [64], "100%") == [], "a share means the same for each"

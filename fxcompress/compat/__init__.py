@@ -26,6 +26,7 @@ from fxcompress.compat.partitioner import cutter as cutter
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.scene import CompileScene as CompileScene
+from fxcompress.compat.scene import compiled_frame as compiled_frame
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
 from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode

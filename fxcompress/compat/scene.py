@@ -7,6 +7,18 @@ from typing import Any
 import torch
 
 
+def compiled_frame() -> int | None:
+    """Which Python frame Dynamo is compiling; the same for further sizes of it. None outside a compilation.
+
+    `torch._guards.CompileContext.current_compile_id`, `CompileId.frame_id`: run in 2.11 and 2.13.
+    """
+    from torch._guards import CompileContext
+
+    found = CompileContext.current_compile_id()
+    frame: int | None = found.frame_id if found is not None else None
+    return frame
+
+
 class CompileScene:
     """What Dynamo has set up while it calls a backend, kept so that the same graph can be compiled again later.
 
