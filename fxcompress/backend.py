@@ -88,7 +88,7 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
     It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
     (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14), and
     runs decodes long before they are needed (decision 15), and its indices of codes cost more than reading them
-    (decision 16).
+    (decision 17).
     """
     found: dict[str, Any] = {"allow_buffer_reuse": False}
     if "keep_order" not in options.disable_passes:
