@@ -32,7 +32,7 @@ COLUMNS = (
     "meas/limit",
     "fewer bytes",
     "above bound",
-    "2/4/8/kept",
+    "1/2/4/8/kept",
 )
 
 
@@ -54,7 +54,7 @@ class Row:
     one does."""
     chosen_bytes: float | None = None
     widths: tuple[int, ...] | None = None
-    """Storages at 2, 4 and 8 bits, and kept for the sake of the limit."""
+    """Storages at 1, 2, 4 and 8 bits, and kept for the sake of the limit."""
     calibration_s: float | None = None
     """Of the first step: tracing, calibrating."""
     second_s: float | None = None
@@ -102,7 +102,7 @@ def _filled(row: Row, plans: list[GraphPlan], plain: Any, ours: Any) -> Row:
         saved_bytes_after=plan.saved_bytes_after,
         bound_bytes=accuracy.bound,
         chosen_bytes=accuracy.cost,
-        widths=(*(bits.count(width) for width in (2, 4, 8)), kept),
+        widths=(*(bits.count(width) for width in (1, 2, 4, 8)), kept),
     )
 
 

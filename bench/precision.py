@@ -35,7 +35,7 @@ def main() -> int:
     """Print one table per model: what is certainly nearer or farther than under plain Inductor."""
     arguments = _arguments()
     for name in arguments.models.split(","):
-        found = compare(name, arguments.batches)
+        found = compare(name, arguments.batches, arguments.factor)
         view = Table("variant", "gradient of", "distance / plain's", title=name, title_justify="left")
         for variant, ratios in found.items():
             for key, ratio in ratios.items():
@@ -48,19 +48,19 @@ def main() -> int:
                 for variant, ratios in found.items()
                 for key, r in ratios.items()
             )
-            about = {"bench": "precision", "batches": arguments.batches, **environment()}
+            about = {"bench": "precision", "batches": arguments.batches, "factor": arguments.factor, **environment()}
             append_rows(arguments.json, ({**row, **about} for row in rows))
     return 0
 
 
-def compare(name: str, batches: int) -> dict[str, dict[str, Interval]]:
+def compare(name: str, batches: int, factor: float = 1.0) -> dict[str, dict[str, Interval]]:
     """By variant and parameter: the logarithm of its distance to float64 over plain Inductor's."""
     module, args, kwargs = ZOO[name]()
     module = without_dropout(module).to(torch.bfloat16)
     wide = copy.deepcopy(module).double()
     drawn = [shuffled((args, kwargs), seed) for seed in range(batches)]
-    exact = [gradients(wide, wide, batch) for batch in drawn]
-    away = {variant: _distances(module, how, drawn, exact) for variant, how in VARIANTS.items()}
+    exact = [gradients(wide, wide, batch, factor) for batch in drawn]
+    away = {variant: _distances(module, how, drawn, exact, factor) for variant, how in VARIANTS.items()}
     plain = away.pop("plain")
     return {
         variant: {
@@ -94,22 +94,26 @@ def shuffled(batch: Batch, seed: int) -> Batch:
     return tuple(map(drawn, args)), {name: drawn(value) for name, value in kwargs.items()}
 
 
-def gradients(module: nn.Module, run: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Float64 copies of all gradients of one step."""
+def gradients(module: nn.Module, run: Callable[..., Tensor], batch: Batch, factor: float) -> dict[str, Tensor]:
+    """Float64 copies of all gradients of one step, whose loss is multiplied by `factor` outside what is compiled."""
     module.zero_grad()
-    run(*batch[0], **batch[1]).backward()  # type: ignore[no-untyped-call]
+    (run(*batch[0], **batch[1]) * factor).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad.double() for name, p in module.named_parameters() if p.grad is not None}
 
 
 def _distances(
-    module: nn.Module, how: Mapping[str, Any], batches: list[Batch], exact: list[dict[str, Tensor]]
+    module: nn.Module,
+    how: Mapping[str, Any],
+    batches: list[Batch],
+    exact: list[dict[str, Tensor]],
+    factor: float,
 ) -> list[dict[str, float]]:
     torch._dynamo.reset()
     own = copy.deepcopy(module)
     run = torch.compile(own, **how)
     found = []
     for batch, expected in zip(batches, exact, strict=True):
-        got = gradients(own, run, batch)
+        got = gradients(own, run, batch, factor)
         away = {name: float((got[name] - expected[name]).norm()) for name in expected}
         found.append({**away, WHOLE: math.hypot(*away.values())})
     return found
@@ -121,6 +125,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", default="bytegpt,gpt2,llama,t5", help="comma-separated names of the zoo")
     parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--factor", type=float, default=1.0, help="multiplies the loss outside the compiled function")
     parser.add_argument("--json", type=Path, help="append rows to this file")
     return parser.parse_args()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bench.source_tasks import Task
+from bench.trial import Job
 from bench.variants import REFERENCE, Variant
 from fxcompress import calibration, sensitivity
 from fxcompress.options import from_mapping
@@ -78,13 +79,18 @@ def _limit_of(name: str) -> float | None:
         return None
 
 
+def _compared(task: Task) -> Job:
+    """The untrained model with its first batch; its step has the dropout masks under which variants are compared."""
+    torch.manual_seed(0)
+    return Job(task.build(), task.batches(0, 1)[0])
+
+
 def _calibrated(options: Mapping[str, Any], task: Task, path: Path) -> str:
     """Make the plan of gact-l2 from one step of the untrained model, and say what it cost."""
-    torch.manual_seed(0)
-    module, batch = task.build(), task.batches(0, 1)[0]
+    job = _compared(task)
     start = from_mapping({**sensitivity.GACT, **options})
     began = time.perf_counter()
-    found = sensitivity.calibrate(module, lambda compiled: compiled(*batch), path, options=start)
+    found = sensitivity.calibrate(job.module, job.step, path, options=start)
     widths = " ".join(str(tensor.bits) for tensor in found.tensors)
     print(
         f"gact-l2: {found.backward_passes} backward passes, {time.perf_counter() - began:.1f} s, bits {widths}, "
@@ -95,8 +101,7 @@ def _calibrated(options: Mapping[str, Any], task: Task, path: Path) -> str:
 
 def _matched(options: Mapping[str, Any], task: Task, error: float, path: Path) -> Mapping[str, Any]:
     """Options under which our planner saves the fewest bytes at a predicted error of at most `error`."""
-    torch.manual_seed(0)
-    module, batch = task.build(), task.batches(0, 1)[0]
+    job = _compared(task)
     limited = {**options, "group": MATCH_GROUP, "max_error": min(error, LARGEST_LIMIT)}
-    calibration.calibrate(module, lambda compiled: compiled(*batch), path, options=from_mapping(limited))
+    calibration.calibrate(job.module, job.step, path, options=from_mapping(limited))
     return {**limited, "calibration": str(path)}

@@ -6,7 +6,7 @@ file (`fxcompress calibrate`) it makes every process and rank choose the same pl
 
 from dataclasses import dataclass
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """What errors do together that none does alone: the whole plan, tried on the values that calibrate it.
 
-Errors of different tensors are independent, and to the first order they add up. At 2 bits they are large enough to
-meet: one bends what another goes through. So the plan that the limit leads to is tried in one more backward pass, and
-if its error is larger than predicted, those of 2 bits are taken for larger by that, and the plan that follows is tried.
+Errors of different tensors are independent, and to the first order they add up. At 1 and 2 bits they are large enough
+to meet: one bends what another goes through. So the plan that the limit leads to is tried in three more backward
+passes, and if its error is larger than predicted, those of 1 and 2 bits are taken for larger by that, and the plan that
+follows is tried.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from fxcompress.adjoint import Squares, Stored
 from fxcompress.passes.choose import Encoding, encoded_nbytes
@@ -16,6 +18,7 @@ ROUNDS = 4
 """Plans tried."""
 CLOSE = 1.02
 """A squared error that is larger than predicted by no more is accepted."""
+_COARSE, _DRAWS = (1, 2), 3
 
 
 def joined(
@@ -43,10 +46,15 @@ def joined(
         taken = [(stored[name], r, salt) for salt, (name, r) in enumerate(zip(names, plan.chosen, strict=True)) if r]
         if not taken or not plan.error:
             break
-        measured = repeater.squared_error([(entry, entry.codecs[r - 1], salt) for entry, r, salt in taken])
+        measured = fmean(
+            repeater.squared_error([(entry, entry.codecs[r - 1], salt + draw * len(names)) for entry, r, salt in taken])
+            for draw in range(_DRAWS)
+        )
         if measured <= CLOSE * plan.error:
             break
-        coarse = sum(found[n][r - 1] for n, r in zip(names, plan.chosen, strict=True) if r and _bits(stored[n], r) == 2)
+        coarse = sum(
+            found[n][r - 1] for n, r in zip(names, plan.chosen, strict=True) if r and _bits(stored[n], r) in _COARSE
+        )
         excess = measured - plan.error
         found = {name: _raised(own, stored[name], excess, coarse, plan.error) for name, own in found.items()}
     return found
@@ -57,9 +65,9 @@ def _bits(entry: Stored, way: int) -> int:
 
 
 def _raised(squares: Sequence[float], entry: Stored, excess: float, coarse: float, whole: float) -> list[float]:
-    """Squares raised in proportion, so that a plan has the excess besides: those at 2 bits, where it has some."""
+    """Squares raised in proportion, so that a plan has the excess besides: its coarse ones, where it has some."""
     factor = 1 + excess / (coarse or whole)
-    return [s * factor if codec.bits == 2 or not coarse else s for s, codec in zip(squares, entry.codecs, strict=True)]
+    return [s * factor if c.bits in _COARSE or not coarse else s for s, c in zip(squares, entry.codecs, strict=True)]
 
 
 def _ways(encoding: Encoding, entry: Stored, squares: Sequence[float]) -> list[Way]:

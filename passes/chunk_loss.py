@@ -6,7 +6,7 @@ the graph itself where logits stay whole, with the decision for the report.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -15,15 +15,18 @@ from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.chunk_counts import counts, extra_s, usual_count
-from fxcompress.passes.find_loss import find_loss, large_products
+from fxcompress.passes.find_logits import large_products, normalizes
+from fxcompress.passes.find_loss import find_loss
 from fxcompress.passes.find_saved import layer_of, source_of
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.joint_outputs import strip_outputs
+from fxcompress.passes.linear_in import depends_on_tangents
 from fxcompress.passes.loss_region import Declined, Region
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.rewrite_loss import rewrite_loss
 from fxcompress.passes.splice import inline
 from fxcompress.passes.token_rows import Unchunkable
+from fxcompress.passes.write_chunk import PREFIX
 from fxcompress.plan import LossDecision, Plan
 
 LEAST_NBYTES = 16 * 2**20
@@ -72,7 +75,8 @@ def chunk_loss(
         request = next((graph.loss.chunks for graph in plan.graphs if graph.loss.graph == key), 0)
         if request == 0:
             return Chunked(joint, 0, next((g.loss for g in plan.graphs if g.loss.graph in (key, "")), LossDecision()))
-    gm, found = _find(joint, LEAST_NBYTES if request == "auto" else 1)
+    least = LEAST_NBYTES if request == "auto" else 1
+    gm, found = _find(joint, least)
     if found is None:
         return Chunked(joint, 0, LossDecision(key, reason="no product of this size leads to a loss"))
     if isinstance(found, Declined):
@@ -87,9 +91,21 @@ def chunk_loss(
     decision = _decision(key, found.start, chunks, "", extra_s(found, chunks))
     try:
         extra = rewrite_loss(gm, found, chunks, num_fwd_outputs, fused=fused, outline=outline)
-    except Unchunkable as reason:
-        return Chunked(joint, 0, _decision(key, found.start, 0, str(reason)))
-    return Chunked(gm, extra, decision)
+    except (Unchunkable, RuntimeError) as reason:
+        # Operators refuse fake tensors of wrong sizes with a RuntimeError; the graph itself was not touched.
+        return Chunked(joint, 0, _decision(key, found.start, 0, f"chunks cannot be written: {reason}"))
+    return Chunked(gm, extra, replace(decision, reason=_left_whole(gm.graph, least)))
+
+
+def _left_whole(graph: fx.Graph, least_nbytes: int) -> str:
+    """Which other logits a graph still computes as a whole: one projection per graph is chunked."""
+    tangents = depends_on_tangents(graph)
+    found = [
+        layer_of(node) or node.name
+        for node in large_products(graph, least_nbytes)
+        if node not in tangents and not node.name.startswith(PREFIX) and normalizes(node, tangents)
+    ]
+    return f"one projection per graph is chunked; whole: {', '.join(found)}" if found else ""
 
 
 def _find(joint: fx.GraphModule, least_nbytes: int) -> tuple[fx.GraphModule, Region | Declined | None]:
@@ -134,10 +150,11 @@ def _expand_nll(graph: fx.Graph) -> None:
         if op_name(node) in ("nll_loss_forward", "nll_loss_backward"):
             _inline_definition(graph, node)
     for node in list(graph.nodes):
-        if op_name(node) == "new_full":
+        if op_name(node) in ("new_full", "new_zeros"):
             # It reads dtype and device of its operand, not its values.
             val = node.meta["val"]
-            node.target, node.args = torch.ops.aten.full.default, node.args[1:]
+            filled = node.args[2] if op_name(node) == "new_full" else 0
+            node.target, node.args = torch.ops.aten.full.default, (node.args[1], filled)
             node.kwargs = {"dtype": val.dtype, "device": val.device}
 
 

@@ -16,7 +16,8 @@ _LITTLE = 0.1
 def find_idle_width(decisions: Sequence[Decision], options: Options) -> str:
     """What to tell a user who states `bits` alone where it is not the width of most encoded bytes; empty if it is."""
     default = Options()
-    if options.bits == default.bits or options.operand_bits != default.operand_bits or options.rules:
+    alike = options.bits in (default.bits, options.operand_bits)
+    if alike or options.operand_bits != default.operand_bits or options.rules:
         return ""
     sizes = {d.tensor.storage: d.tensor.storage_nbytes for d in decisions if _is_lossy(d)}
     served = {d.tensor.storage for d in decisions if d.tensor.need == "derivative"} & sizes.keys()

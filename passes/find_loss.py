@@ -12,16 +12,15 @@ import torch
 from torch import fx
 
 from fxcompress.passes.alias import hint
+from fxcompress.passes.find_logits import fp32_nbytes, large_products, normalizes
 from fxcompress.passes.find_saved import source_of
 from fxcompress.passes.linear_in import depends_on_tangents, explain_nonlinear
 from fxcompress.passes.loss_region import Declined, Region, TokenSlice
-from fxcompress.passes.ops import GEMMS, MOVES, full_name, is_attention, op_name
+from fxcompress.passes.ops import GEMMS, MOVES, full_name, op_name
 from fxcompress.passes.row_ops import TokenSum, family, sums_tokens
 from fxcompress.passes.row_slices import cut_of
-from fxcompress.passes.token_rows import Read, Rows, Unchunkable, shape_of, tensors
+from fxcompress.passes.token_rows import Read, Rows, Unchunkable, same, shape_of, tensors
 
-NORMALIZERS = frozenset("amax logsumexp _log_softmax _softmax".split())
-"""What makes a large product look like logits, so that a report says why it is not chunked."""
 VOCABULARY_OVER_WIDTH = 8
 """A product that is so much wider than its operand looks like logits too where the caller gets it as it is."""
 
@@ -39,28 +38,9 @@ def find_loss(graph: fx.Graph, least_nbytes: int) -> Region | Declined | None:
         try:
             return search.region()
         except Unchunkable as reason:
-            if declined is None and (search.normalizes() or search.is_returned()):
+            if declined is None and (normalizes(start, tangents) or search.is_returned()):
                 declined = Declined(start, str(reason))
     return declined
-
-
-def large_products(graph: fx.Graph, least_nbytes: int) -> list[fx.Node]:
-    """Matrix products that widen their operand to `least_nbytes` bytes or more: what may be logits."""
-    return [node for node in graph.nodes if _is_start(node, least_nbytes)]
-
-
-def fp32_nbytes(node: fx.Node) -> int:
-    """Bytes of a value in fp32, in which losses compute."""
-    return 4 * math.prod(map(hint, node.meta["val"].shape))
-
-
-def _is_start(node: fx.Node, least_nbytes: int) -> bool:
-    val = node.meta.get("val")
-    if op_name(node) not in ("mm", "addmm") or not isinstance(val, torch.Tensor) or not val.dtype.is_floating_point:
-        return False
-    hidden = node.args[0 if op_name(node) == "mm" else 1]
-    assert isinstance(hidden, fx.Node)
-    return fp32_nbytes(node) >= least_nbytes and hint(val.shape[1]) > hint(hidden.meta["val"].shape[1])
 
 
 @dataclass(slots=True)
@@ -82,6 +62,12 @@ class _Search:
         """Close the region; raises `Unchunkable`."""
         if op_name(self.start) == "addmm" and self.start.kwargs:
             raise Unchunkable("the projection scales its bias")
+        if (
+            op_name(self.start) == "addmm"
+            and len(bias := shape_of(tensors(self.start)[0])) == 2
+            and not same(bias[:1], (1,))
+        ):
+            raise Unchunkable("the projection's bias differs between tokens")
         self.rows[self.start] = Rows(0, 1)
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         for node in list(self.graph.nodes)[order[self.start] + 1 :]:
@@ -102,18 +88,6 @@ class _Search:
         return Region(
             self.start, rows, reads, exits, sums, tangent, ordered, frozenset(members & self.tangents), self.cut
         )
-
-    def normalizes(self) -> bool:
-        """Whether a normalization over the vocabulary reads the start, with no product in between."""
-        pending, seen = [self.start], {self.start}
-        while pending:
-            node = pending.pop()
-            if op_name(node) in NORMALIZERS:
-                return True
-            users = [user for user in node.users if user not in seen and user not in self.tangents]
-            pending += [user for user in users if op_name(user) not in GEMMS and not is_attention(user)]
-            seen.update(users)
-        return False
 
     def is_returned(self) -> bool:
         """Whether the caller gets the start, moved or cast at most, and it is as wide as logits are."""

@@ -27,8 +27,10 @@ from fxcompress.plan import KEEP, Accuracy, Decision, Param
 from fxcompress.solve.error_limit import Chosen, Way, cheapest, within_peak
 from fxcompress.solve.repair import lowest_peak
 
-WIDTHS = (8, 4, 2)
+WIDTHS = (8, 4, 2, 1)
 """Bits that are tried, where a storage's need class admits them."""
+_LEAST_OPERAND = 2
+"""As for the option `operand_bits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def admitted(encoding: Encoding, saved: Mapping[str, SavedTensor], options: Opti
     need = strictest([saved[pair.bw.name].need for pair in storage.members])
     found: list[Encoding] = []
     for bits in WIDTHS:
-        at = replace(ruled, bits=bits, operand_bits=bits)
+        at = replace(ruled, bits=bits, operand_bits=max(bits, _LEAST_OPERAND))
         codec = pick_codec(need, at, encoding.source, encoding.order)[0]
         if codec not in [other.codec for other in found]:
             found.append(replace(encoding, codec=codec))

@@ -22,7 +22,7 @@ from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.joint_outputs import add_outputs, is_mutating, sort_graph
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.put_back import Results, put_back
-from fxcompress.passes.row_ops import is_constant
+from fxcompress.passes.row_ops import is_same_in_chunks
 from fxcompress.passes.splice import call_outlined
 from fxcompress.passes.token_rows import Read, shape_of
 from fxcompress.passes.write_chunk import PREFIX, Chunk, Key, Writer, add_share, is_product, sources, zeros
@@ -77,7 +77,7 @@ class _Work:
         self.templates: dict[object, tuple[str, fx.GraphModule]] = {}
         units = self._unit_chain()
         keys = [(arg, read) for node in region.members for arg, read in region.reads[node].items()]
-        outside = [key for key in dict.fromkeys(keys) if key[0] not in region.rows and not is_constant(key[0])]
+        outside = [key for key in dict.fromkeys(keys) if key[0] not in region.rows and not is_same_in_chunks(*key)]
         self.operands = {key: _prepared(write, region, units.get(key[0], key[0]), key[1]) for key in outside}
 
     def run(self, chunks: int) -> Results:

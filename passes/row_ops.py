@@ -31,7 +31,9 @@ from fxcompress.passes.token_rows import (
 )
 
 _REDUCTIONS = frozenset("sum amax amin argmax argmin logsumexp any all prod mean".split())
-_ALONG = frozenset("_log_softmax _softmax _log_softmax_backward_data _softmax_backward_data gather scatter".split())
+_ALONG = frozenset(
+    "_log_softmax _softmax _log_softmax_backward_data _softmax_backward_data gather scatter scatter_add".split()
+)
 _CREATIONS = frozenset("full zeros ones empty".split())
 _CONSTANTS = _CREATIONS | {"scalar_tensor", "iota", "arange"}
 _VIEWS = frozenset("view _unsafe_view reshape squeeze unsqueeze flatten".split())
@@ -46,9 +48,10 @@ class TokenSum:
     operands: tuple[tuple[fx.Node, Read], ...]
 
 
-def is_constant(node: fx.Node) -> bool:
-    """Whether `node` makes a tensor of numbers that the graph states."""
-    return node.op == "call_function" and op_name(node) in _CONSTANTS and not node.all_input_nodes
+def is_same_in_chunks(node: fx.Node, read: Read) -> bool:
+    """Whether `node` makes a tensor of numbers that the graph states, and each chunk reads the whole of it."""
+    stated = node.op == "call_function" and op_name(node) in _CONSTANTS and not node.all_input_nodes
+    return stated and read.rows is None and read.ones is None
 
 
 def family(node: fx.Node) -> Family:

@@ -32,6 +32,7 @@ _DIMENSIONS: dict[str, int] = {
     "_softmax_backward_data": 2,
     "gather": 1,
     "scatter": 1,
+    "scatter_add": 1,
     "slice": 1,
     "slice_scatter": 2,
     "select": 1,

@@ -19,7 +19,7 @@ from fxcompress.passes import loss_ops  # noqa: F401  (registers the operators)
 from fxcompress.passes.alias import hint
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import op_name
-from fxcompress.passes.row_ops import TokenSum, family, is_constant, keeps, reduced_dims
+from fxcompress.passes.row_ops import TokenSum, family, is_same_in_chunks, keeps, reduced_dims
 from fxcompress.passes.token_rows import Read, Unchunkable, shape_of
 
 PREFIX = "actcomp_loss_"
@@ -111,13 +111,17 @@ class Chunk:
         """What stands for an operand in this chunk."""
         region = self.region
         if arg not in region.rows:
-            return self.write(arg.target, *arg.args, **arg.kwargs) if is_constant(arg) else self.inputs[arg, read]
+            return self._outside(arg, read)
         if not behind or arg in region.gradient or arg is region.start:
             return self.env[arg]
         if arg not in self.again:
             small = 4 * _numel(self.env[arg]) < _numel(self.env[region.start])
             self.again[arg] = self._fenced(arg) if small else self._call(arg, behind=True)
         return self.again[arg]
+
+    def _outside(self, arg: fx.Node, read: Read) -> fx.Node:
+        same = is_same_in_chunks(arg, read)
+        return self.write(arg.target, *arg.args, **arg.kwargs) if same else self.inputs[arg, read]
 
     def _fenced(self, node: fx.Node) -> fx.Node:
         done = [self.env[other] for other in self.region.exits if other not in self.region.gradient]

@@ -90,6 +90,17 @@ def test_a_smaller_limit_saves_more_bytes_and_a_table_gives_the_same_plan_every_
     assert fine.graphs[0].saved_bytes_after > coarse.graphs[0].saved_bytes_after
 
 
+def test_arguments_of_derivatives_are_tried_at_one_bit_and_operands_at_two(table: str) -> None:
+    (graph,) = plan_io.load_errors(table).graphs
+    widths = {tensor.name: [width.bits for width in tensor.widths] for tensor in graph.tensors}
+    assert widths == {
+        "addmm": [8, 4, 2, 1], "mul": [8, 4, 2, 1], "getitem": [8, 4, 2], "add": [8, 4, 2], "addmm_1": [8],
+        "transpose": [8],
+    }  # fmt: skip
+    for tensor in graph.tensors:
+        assert [w.rel_error for w in tensor.widths] == sorted(w.rel_error for w in tensor.widths)
+
+
 def test_a_plan_with_a_limit_is_replayed_with_its_errors(table: str, tmp_path: Path) -> None:
     made = explain(case, (), Options(**SMALL, max_error=0.05, calibration=table))
     path = str(tmp_path / "plan.json")

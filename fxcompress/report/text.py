@@ -76,7 +76,7 @@ def logits(loss: LossDecision) -> str:
     size = f"{'x'.join(map(str, loss.shape))} {loss.dtype}, {human_bytes(loss.nbytes)}"
     if not loss.chunks:
         return f"{size}: whole, {loss.reason}"
-    extra = f"modelled: {1e3 * loss.extra_s:.3g} ms longer than whole"
+    extra = f"modelled: {1e3 * loss.extra_s:.3g} ms longer than whole" + (f"; {loss.reason}" if loss.reason else "")
     return f"{size}: {loss.chunks} chunks of tokens, {human_bytes(loss.chunk_nbytes)} at a time; {extra}"
 
 

@@ -73,6 +73,26 @@ def _accuracy(net: Net, z: Tensor, y: Tensor) -> Tensor:
     return _flat(z, y) * (1 + (z.argmax(-1) == y).double().mean().detach()).to(z.dtype)
 
 
+def _probabilities(net: Net, z: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy with an entropy bonus: two softmaxes, whose derivative Inductor writes with `fma`."""
+    p = torch.softmax(z, -1)
+    return _flat(z, y) + 0.1 * (p * torch.log(p + 1e-6)).sum(-1).mean()
+
+
+def _weighted(net: Net, z: Tensor, y: Tensor) -> Tensor:
+    """A number per position and one per token, made in the graph."""
+    z = z * torch.full((z.shape[1], 1), 0.5, dtype=z.dtype, device=z.device)
+    return _flat(z * torch.full((*z.shape[:2], 1), 0.9, dtype=z.dtype, device=z.device), y)
+
+
+def _advantage(net: Net, z: Tensor, y: Tensor) -> Tensor:
+    """A clipped ratio of probabilities per token, as in policy gradients."""
+    chosen = torch.log_softmax(z, -1).gather(-1, y.clamp(0)[..., None]).squeeze(-1)
+    ratio = torch.exp(chosen - chosen.detach() * 0.9)
+    weight = torch.linspace(-1, 1, y.shape[1], dtype=z.dtype)
+    return -torch.minimum(ratio * weight, ratio.clamp(0.8, 1.2) * weight).mean() - 0.1 * chosen.mean()
+
+
 LOSSES: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "plain": lambda net, z, y: _flat(z, y),
     "no bias": lambda net, z, y: _flat(z, y),
@@ -88,6 +108,9 @@ LOSSES: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "margin": _margin,
     "accuracy": _accuracy,
     "squares": lambda net, z, y: ((z - y[..., None] / WORDS) ** 2).sum(-1).mean(),
+    "probabilities": _probabilities,
+    "weighted": _weighted,
+    "advantage": _advantage,
     "sigmoid": lambda net, z, y: F.binary_cross_entropy_with_logits(z, F.one_hot(y.clamp(0), WORDS).to(z.dtype)),
 }
 UNSUPPORTED = {"accuracy": "depends on all tokens", "sigmoid": ""}
@@ -225,6 +248,83 @@ def test_one_graph_serves_all_sizes(inner):
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-10, atol=1e-13)
     assert len(ledger.reports()) == 1 and decision().chunks == 4
+
+
+class Nonlinear(torch.autograd.Function):
+    """The identity, whose derivative is what `kind` names."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, kind: str) -> Tensor:
+        ctx.kind = kind
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        if ctx.kind == "rounded":
+            return torch.div(g, 1e-3, rounding_mode="floor") * 1e-3, None
+        if ctx.kind == "filled":
+            return g.masked_fill(g > 0, 1e-3), None
+        return g.to(torch.float8_e5m2).to(g.dtype), None
+
+
+@pytest.mark.parametrize("kind", ["rounded", "filled", "float8"])
+def test_a_gradient_that_is_not_linear_in_the_tangent_keeps_logits_whole(kind):
+    net = Net("plain")
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        return _flat(Nonlinear.apply(net.head(F.gelu(net.hidden(net.embedding(x)))), kind), y)
+
+    torch._dynamo.reset()
+    options = {"inner": "aot_eager", "lossy": False, "loss_chunks": 4}
+    got = gradients(net, torch.compile(run, backend="actcomp", options=options), batch(), scale=0.25)
+    want = gradients(net, run, batch(), scale=0.25)
+    assert decision().chunks == 0 and decision().reason
+    for name in want[1]:
+        torch.testing.assert_close(got[1][name], want[1][name])
+
+
+def test_a_bias_per_token_keeps_logits_whole():
+    net = Net("no bias")
+    shift = torch.randn(40, WORDS)
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        hidden = F.gelu(net.hidden(net.embedding(x))).flatten(0, 1)
+        return F.cross_entropy(torch.addmm(shift, hidden, net.head.weight.T), y.flatten())
+
+    torch._dynamo.reset()
+    options = {"inner": "aot_eager", "lossy": False, "loss_chunks": 4}
+    got = gradients(net, torch.compile(run, backend="actcomp", options=options), batch())
+    want = gradients(net, run, batch())
+    assert decision().chunks == 0 and "differs between tokens" in decision().reason
+    torch.testing.assert_close(got[1]["head.weight"], want[1]["head.weight"])
+
+
+def test_what_cannot_be_written_keeps_logits_whole(monkeypatch):
+    """The joint graph is untouched where an operator refuses a chunk's sizes."""
+    monkeypatch.setattr("fxcompress.passes.chunk_loss.rewrite_loss", _refuse)
+    net = Net("plain")
+    gradients(net, compiled(net, "aot_eager", {"lossy": False, "loss_chunks": 4}), batch())
+    assert decision().chunks == 0 and "cannot be written: sizes do not match" in decision().reason
+
+
+def _refuse(*args: object, **kwargs: object) -> int:
+    raise RuntimeError("sizes do not match")
+
+
+def test_a_second_projection_is_named():
+    net, second = Net("plain"), nn.Linear(WIDTH, WORDS)
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        hidden = F.gelu(net.hidden(net.embedding(x)))
+        return _flat(net.head(hidden), y) + _flat(second(hidden), y)
+
+    torch._dynamo.reset()
+    options = {"inner": "aot_eager", "lossy": False, "loss_chunks": 4}
+    got = gradients(net, torch.compile(run, backend="actcomp", options=options), batch())
+    want = gradients(net, run, batch())
+    assert decision().chunks == 4 and "one projection per graph is chunked; whole: " in decision().reason
+    for name in want[1]:
+        torch.testing.assert_close(got[1][name], want[1][name])
 
 
 class Other(nn.Module):

@@ -37,7 +37,7 @@ def test_bits_alone_where_all_is_rebuilt_into_operands() -> None:
     assert "bits=2 is the width of 0 of 1 encoded tensors (0% of their bytes)" in text and "operand_bits=8" in text
 
 
-@pytest.mark.parametrize("options", [{}, {"bits": 2, "operand_bits": 2}, {"lossy": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"bits": 8}, {"bits": 2, "operand_bits": 2}, {"lossy": False}], ids=str)
 def test_nothing_to_say(options: dict[str, object]) -> None:
     assert warned(products, **options) == []
     assert warned(derivatives, **{"bits": 2, **options}) == []
