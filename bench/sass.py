@@ -36,7 +36,8 @@ from fxcompress.codecs.valueset.reference import BLOCK
 ARCHS = (80, 90)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,15 @@ class Counts:
     branches: int
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One instruction, the label in front of it, and the label that it names, each empty where there is none."""
+
+    opcode: str
+    label: str
+    target: str
+
+
 def cases() -> Iterator[Case]:
     """Every kernel × dtype × bits × rounding × zero-preserving for full rows, and ragged ones at 2 bits."""
     for dtype in launch.DTYPES:
@@ -147,20 +157,13 @@ def measure(case: Case, arch: int) -> Counts:
     """Compile one case and count."""
     function, parameters, constants, warps, elements = _program(case)
     cubin = compile_kernel(function, parameters, constants, arch, warps)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _run("cuobjdump", "-res-usage", str(path))
-        listing = _run("nvdisasm", "-c", str(path))
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers, usage
-    opcodes = [opcode for opcode in _INSTRUCTION.findall(listing) if opcode != "NOP"]
+    opcodes = [line.opcode for line in disassemble(cubin)]
     count = Counter(opcode.partition(".")[0] for opcode in opcodes)
     return Counts(
         label=case.label,
         arch=arch,
         per_element=round(len(opcodes) * warps * 32 / elements, 2),
-        registers=int(registers[1]),
+        registers=count_registers(cubin),
         spills=count["LDL"] + count["STL"],
         barriers=count["BAR"],
         shared=count["LDS"] + count["STS"],
@@ -228,18 +231,42 @@ def _planes_program(case: Case, codec: Dual) -> tuple[Any, dict[str, str], dict[
     return dual_kernel.decode, {**parts, "y_ptr": pointer, **sizes}, constants, launch.WARPS, elements
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+def disassemble(cubin: bytes) -> list[Line]:
+    """The instructions of a kernel in order, but for those that do nothing."""
+    lines, label = [], ""
+    for text in _inspect("nvdisasm", "-c", cubin).splitlines():
+        if found := _LABEL.match(text):
+            label = found[1]
+        elif (found := _INSTRUCTION.match(text)) and found[1] != "NOP":
+            jump = re.search(r"\.L_x_\d+", found[2])
+            lines.append(Line(found[1], label, jump[0] if jump else ""))
+            label = ""
+    return lines
+
+
+def count_registers(cubin: bytes) -> int:
+    """Registers per thread."""
+    usage = _inspect("cuobjdump", "-res-usage", cubin)
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers, usage
+    return int(registers[1])
+
+
+def load_width(opcode: str) -> int:
+    """Bits of one access to global memory."""
+    stated = [int(part.lstrip("US")) for part in opcode.split(".")[1:] if part.lstrip("US").isdigit()]
+    return stated[0] if stated else 32
+
+
+def _inspect(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        return subprocess.run([_TOOLS / tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
 def _widest(opcodes: Sequence[str], kind: str) -> int:
-    widths = [0]
-    for opcode in opcodes:
-        name, *suffixes = opcode.split(".")
-        if name == kind:
-            stated = [int(suffix.lstrip("US")) for suffix in suffixes if suffix.lstrip("US").isdigit()]
-            widths.append(stated[0] if stated else 32)
-    return max(widths)
+    return max((load_width(opcode) for opcode in opcodes if opcode.partition(".")[0] == kind), default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

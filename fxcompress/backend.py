@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxcompress import budget_scope, compat, ledger
-from fxcompress.compat.scheduling import keep_order_setting, order_launches_setting
+from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
 from fxcompress.first_call import FirstCall
@@ -87,15 +87,17 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
 
     It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
     (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14), and
-    runs decodes long before they are needed (decision 15).
+    runs decodes long before they are needed (decision 15), and its indices of codes cost more than reading them
+    (decision 17).
     """
     found: dict[str, Any] = {"allow_buffer_reuse": False}
     if "keep_order" not in options.disable_passes:
         found |= keep_order_setting()
     if on_gpu:
         found |= FOR_GPU
-        if "order_launches" not in options.disable_passes:
-            found |= order_launches_setting(options.inductor_patches())
+        wanted = {"split": "split_loops", "order": "order_launches"}
+        asked = {name: part not in options.disable_passes for name, part in wanted.items()}
+        found |= after_fusion_setting(options.inductor_patches(), **asked)
     return found
 
 

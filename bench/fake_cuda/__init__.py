@@ -11,12 +11,13 @@ fused kernel, with the operands and results of CUDA's.
 Every private name of torch that this needs is in this package; all were run in torch 2.13 with triton 3.9.
 """
 
+from bench.fake_cuda.compiled import Compiled, compile_generated, numels
 from bench.fake_cuda.device import DEVICE, fake_cuda, gpu_layouts
 from bench.fake_cuda.lower import Lowered, lower, retarget
 from bench.fake_cuda.memory import Moment, replay
 from bench.fake_cuda.schedule import Access, Scheduled, scheduled
 
 __all__ = [
-    "DEVICE", "Access", "Lowered", "Moment", "Scheduled", "fake_cuda", "gpu_layouts", "lower", "replay", "retarget",
-    "scheduled",
+    "DEVICE", "Access", "Compiled", "Lowered", "Moment", "Scheduled", "compile_generated", "fake_cuda", "gpu_layouts",
+    "lower", "numels", "replay", "retarget", "scheduled",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fxcompress.compat.split_loops import split_loops
 from fxcompress.passes.keep_order import Kernel, find_bounds
 from fxcompress.passes.order_launches import Launch, order_launches
 
@@ -41,24 +42,21 @@ class KeepOrder(_pass_base()):  # type: ignore[misc]
         return "fxcompress.keep_order"
 
 
-class OrderLaunches(_pass_base()):  # type: ignore[misc]
-    """A `_post_fusion_custom_pass` that runs fused kernels in the order of the least peak found."""
+class AfterFusion(_pass_base()):  # type: ignore[misc]
+    """A `_post_fusion_custom_pass` that splits loops, and runs fused kernels in the order of the least peak found."""
+
+    def __init__(self, *, split: bool, order: bool) -> None:
+        self.split = split
+        self.order = order
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        from torch._inductor.ir import Conditional
-        from torch._inductor.utils import contains_collective
-        from torch._inductor.virtualized import V
-
-        if not nodes or any(isinstance(part.node, Conditional) for node in nodes for part in node.get_nodes()):
-            return nodes
-        if any(map(contains_collective, nodes)) or not any(node.is_gpu() for node in nodes):
-            return _order_by_inductor(nodes)
-        launches, given = _launches(nodes)
-        return [nodes[i] for i in order_launches(launches, given, frozenset(V.graph.get_output_names()))]
+        if self.split:
+            split_loops(nodes)
+        return _order(nodes) if self.order else nodes
 
     def uuid(self) -> str:
         """As for `KeepOrder`."""
-        return "fxcompress.order_launches"
+        return f"fxcompress.after_fusion {self.split} {self.order}"
 
 
 def keep_order_setting() -> dict[str, Any]:
@@ -69,25 +67,41 @@ def keep_order_setting() -> dict[str, Any]:
     return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
 
 
-def order_launches_setting(patches: Mapping[str, Any]) -> dict[str, Any]:
-    """The config patch that orders fused kernels; none where the caller has a pass of this kind, or kernels combined
-    behind it.
+def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool) -> dict[str, Any]:
+    """The config patch that splits loops and orders fused kernels; none where the caller has a pass of this kind, and
+    no order where kernels are combined behind it.
 
     Inductor's own reordering would run after it, by an estimate in which a group's scale counts once for every element
     of the group: 2.11 ran all decodes of attention's operands first in the backward of a ViT.
 
     Args:
         patches: the caller's own of Inductor's config.
+        split: whether loops are split.
+        order: whether kernels are ordered.
     """
     from torch._inductor import config
 
     theirs = config._post_fusion_custom_pass
     combined = patches.get("combo_kernels", config.combo_kernels)
     if combined or not patches.get("reorder_for_peak_memory", config.reorder_for_peak_memory):
+        order = False
+    if not (split or order) or (theirs is not None and not isinstance(theirs, AfterFusion)):
         return {}
-    if theirs is not None and not isinstance(theirs, OrderLaunches):
-        return {}
-    return {"_post_fusion_custom_pass": OrderLaunches(), "reorder_for_peak_memory": False}
+    ours = {"_post_fusion_custom_pass": AfterFusion(split=split, order=order)}
+    return {**ours, "reorder_for_peak_memory": False} if order else ours
+
+
+def _order(nodes: list[Any]) -> list[Any]:
+    from torch._inductor.ir import Conditional
+    from torch._inductor.utils import contains_collective
+    from torch._inductor.virtualized import V
+
+    if not nodes or any(isinstance(part.node, Conditional) for node in nodes for part in node.get_nodes()):
+        return nodes
+    if any(map(contains_collective, nodes)) or not any(node.is_gpu() for node in nodes):
+        return _order_by_inductor(nodes)
+    launches, given = _launches(nodes)
+    return [nodes[i] for i in order_launches(launches, given, frozenset(V.graph.get_output_names()))]
 
 
 def _order_by_inductor(nodes: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from torch._inductor import config
 
 from fxcompress.backend import settings
 from fxcompress.compat import scheduling
-from fxcompress.compat.scheduling import OrderLaunches
+from fxcompress.compat.scheduling import AfterFusion
 from fxcompress.options import Options
 from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
 
@@ -94,14 +94,23 @@ def test_what_a_kernel_yields_costs_nothing() -> None:
     assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
 
 
+def after_fusion(options: Options, *, on_gpu: bool = True) -> tuple[bool, bool, object]:
+    """What runs after fusion: whether loops are split, whether we order, and Inductor's own order where it is set."""
+    found = settings(options, on_gpu=on_gpu)
+    ours = found.get("_post_fusion_custom_pass")
+    split, order = (ours.split, ours.order) if isinstance(ours, AfterFusion) else (False, False)
+    return split, order, found.get("reorder_for_peak_memory")
+
+
 def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone() -> None:
-    ours = settings(Options(), on_gpu=True)
-    assert isinstance(ours["_post_fusion_custom_pass"], OrderLaunches) and ours["reorder_for_peak_memory"] is False
-    left_out = Options(disable_passes=("order_launches",))
+    assert after_fusion(Options()) == (True, True, False)
+    assert after_fusion(Options(disable_passes=("order_launches",))) == (True, False, None)
+    assert after_fusion(Options(disable_passes=("split_loops",))) == (False, True, False)
+    nothing = (False, False, None)
+    assert after_fusion(Options(disable_passes=("order_launches", "split_loops"))) == nothing
+    assert after_fusion(Options(), on_gpu=False) == nothing
     with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
-        theirs = settings(Options(), on_gpu=True)
-    for others in (settings(Options(), on_gpu=False), settings(left_out, on_gpu=True), theirs):
-        assert others.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+        assert after_fusion(Options()) == nothing
 
 
 @pytest.mark.parametrize(
@@ -110,8 +119,7 @@ def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone
     ids=lambda patch: next(iter(patch)),
 )
 def test_patches_of_the_callers_that_contradict_leave_the_order_to_inductor(patch: dict[str, object]) -> None:
-    found = settings(Options(inductor=tuple(patch.items())), on_gpu=True)
-    assert found.keys().isdisjoint({"_post_fusion_custom_pass", "reorder_for_peak_memory"})
+    assert after_fusion(Options(inductor=tuple(patch.items()))) == (True, False, None)
 
 
 def test_draws_from_a_generator_keep_their_order() -> None:
@@ -129,5 +137,6 @@ def test_draws_from_a_generator_keep_their_order() -> None:
 
 
 def test_caches_can_take_the_pass() -> None:
-    first, second = OrderLaunches(), OrderLaunches()
+    first, second = (AfterFusion(split=True, order=True) for _ in range(2))
     assert first.uuid() == second.uuid() and pickle.dumps(first) == pickle.dumps(second)
+    assert AfterFusion(split=False, order=True).uuid() != first.uuid()

@@ -55,6 +55,21 @@ def _key(x, ZERO_PRESERVING: tl.constexpr):
 
 
 @triton.jit
+def _range_of_run(x, ZERO_PRESERVING: tl.constexpr):
+    """Lowest key and largest value of a run of eight, as a tree: compilers leave minima in the order that they find."""
+    low, high = (), ()
+    for i in tl.static_range(4):
+        a, b = x[2 * i], x[2 * i + 1]
+        low += (tl.minimum(_key(a, ZERO_PRESERVING), _key(b, ZERO_PRESERVING)),)
+        high += (_nan_max(a, b),)
+    low_half, high_half = tl.minimum(low[0], low[1]), _nan_max(high[0], high[1])
+    return (
+        tl.minimum(low_half, tl.minimum(low[2], low[3])),
+        _nan_max(high_half, _nan_max(high[2], high[3])),
+    )
+
+
+@triton.jit
 def _zero(bits):
     """The bits of fp32 lowest values → the bf16 not above each, as fp32."""
     zero = ((bits + ((bits >> 31) & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
@@ -167,12 +182,10 @@ def encode(
     for u in tl.static_range(UNITS):
         x += (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
 
-    low = _key(x[0][0], ZERO_PRESERVING)
-    high = x[0][0]
-    for u in tl.static_range(UNITS):
-        for i in tl.static_range(8):
-            low = tl.minimum(low, _key(x[u][i], ZERO_PRESERVING))
-            high = _nan_max(high, x[u][i])
+    low, high = _range_of_run(x[0], ZERO_PRESERVING)
+    for u in tl.static_range(1, UNITS):
+        run_low, run_high = _range_of_run(x[u], ZERO_PRESERVING)
+        low, high = tl.minimum(low, run_low), _nan_max(high, run_high)
     low = tl.reduce(low, 1, _min, keep_dims=True)
     high = tl.reduce(high, 1, _nan_max, keep_dims=True)
     word, zero, inverse = _metadata(low, high, ZERO_PRESERVING, RECIPROCAL)
