@@ -15,6 +15,7 @@ from fxcompress.cut_to_budget import Ranking, Rewriter, cut_to_budget, rank_cuts
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
+from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step
 from fxcompress.plan import LossDecision, Plan
@@ -104,8 +105,10 @@ def _judge(
 ) -> Iterator[_Judged]:
     """The numbers of chunks with their cuts, from few to many, as long as more may take less time.
 
-    They do not where the best cut fits and what it lacks memory for is not the logits.
+    Of a large graph, whose cuts take seconds to rank, they are not tried where the best cut fits and what it lacks
+    memory for is not the logits.
     """
+    large = len(gm.graph.nodes) > MOST_NODES
     least_s = float("inf")
     for number in numbers:
         loss = chunk_loss(gm, num_fwd_outputs, options, count=number)
@@ -116,7 +119,7 @@ def _judge(
         judged = _Judged(loss, cutter, ranking)
         yield judged
         does_not_fit, seconds, _ = judged.key()
-        if not does_not_fit and (seconds > least_s or (number and not _lacks_memory_for_logits(judged, gm))):
+        if not does_not_fit and (seconds > least_s or (large and number and not _lacks_memory_for_logits(judged, gm))):
             return
         least_s = least_s if does_not_fit else seconds
 
