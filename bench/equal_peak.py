@@ -6,6 +6,7 @@ no slower at a peak if a plan of ours whose *measured* peak is no higher takes n
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -93,7 +94,8 @@ def measure_model(name: str, inner: str, rounds: int) -> list[Row]:
     if model.run(Variant(REFERENCE, inner)) is None:
         return [model.row(REFERENCE, {})]
     reached = [model.share(t) for share in SHARES if (t := model.run(torch_budget(share, inner))) is not None]
-    below = sorted({round(share, 3) for share in reached if share < 1 - NEAR}, reverse=True)
+    # Rounded up: a share below what a cut of PyTorch's reaches would ask for less than it has.
+    below = sorted({math.ceil(1000 * share) / 1000 for share in reached if share < 1 - NEAR}, reverse=True)
     for goal in [*below, LOWER * min([1.0, *below])]:
         options = {"budget": f"{100 * goal:.1f}%"}
         ours = {**options, "inner": inner} if inner != "inductor" else options
