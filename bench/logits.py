@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
 import fxcompress
 from bench import measure
-from bench.models.blocks import default_dtype
 from bench.models.vocab import MEASURED, SIMULATED
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import partition, plain, trace
+from bench.step_graphs import partition, plain, trace_bf16
 from bench.trial import Job, run_trial, warm_up
 from bench.variants import REFERENCE, Variant, variants
 from fxcompress.options import Options
@@ -111,9 +109,7 @@ def float64_gradients(job: Job) -> dict[str, Tensor]:
 
 def simulated(model: str) -> list[Row]:
     """Predicted peaks of one model in bf16: PyTorch's min-cut, and ours."""
-    with FakeTensorMode(), default_dtype(torch.bfloat16):
-        module, args, kwargs = SIMULATED[model]()
-        joint = trace(_Positional(module, tuple(kwargs)), [*args, *kwargs.values()])
+    joint = trace_bf16(SIMULATED[model])
     peak = find_peak(*partition(joint, plain), joint.num_fwd_outputs, Machine(fused=True))
     rows = [Row(model, REFERENCE, peak_bytes=peak.peak_bytes, peak_at=peak.at)]
     for name, options in OPTIONS.items():
@@ -122,19 +118,6 @@ def simulated(model: str) -> list[Row]:
         loss, after = plan.loss, plan.peak_after
         rows.append(Row(model, name, loss.chunks, loss.nbytes, after.peak_bytes, peak_at=after.at))
     return rows
-
-
-class _Positional(nn.Module):
-    """A module whose keyword arguments are given by position."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module, self.names = module, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """Return the module's loss."""
-        loss: Tensor = self.module(**dict(zip(self.names, values, strict=True)))
-        return loss
 
 
 def _variant(name: str) -> Variant:

@@ -17,15 +17,13 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import fx
 
-from bench.models.blocks import default_dtype
 from bench.models.vocab import GPT2_VOCABULARY, LLAMA_VOCABULARY, SIMULATED
 from bench.models.zoo import Case, LossOf
 from bench.peaks import predict, trace_large
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace
+from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace_bf16
 from bench.traffic import INLINED
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
@@ -67,33 +65,12 @@ def swin_tiny() -> Case:
     return module, (), {"pixel_values": images, "labels": labels}
 
 
-def traced(factory: Callable[[], Case]) -> Joint:
-    """The joint graph of a model whose parameters, too, are bf16."""
-    with FakeTensorMode(), default_dtype(torch.bfloat16):
-        module, args, kwargs = factory()
-        return trace(Positional(module, tuple(kwargs)), [*args, *kwargs.values()])
-
-
 MODELS: Mapping[str, Callable[[], Joint]] = {
-    **{name: functools.partial(traced, factory) for name, factory in {**SIMULATED, "swin_tiny": swin_tiny}.items()},
+    **{name: functools.partial(trace_bf16, factory) for name, factory in {**SIMULATED, "swin_tiny": swin_tiny}.items()},
     "resnet50": functools.partial(trace_large, "resnet50", 256, toy=False),
     "vit_base": functools.partial(trace_large, "vit_base", 128, toy=False),
 }
 WORDS: Mapping[str, int] = {"gpt2_small": GPT2_VOCABULARY, "llama_1b": LLAMA_VOCABULARY}
-
-
-class Positional(nn.Module):
-    """A module whose keyword arguments are given by position."""
-
-    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module, self.names = module, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """Return the module's loss."""
-        first = len(values) - len(self.names)
-        loss: Tensor = self.module(*values[:first], **dict(zip(self.names, values[first:], strict=True)))
-        return loss
 
 
 def compare(model: str, names: Sequence[str]) -> list[Row]:

@@ -14,7 +14,10 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
 from bench.fake_cuda import gpu_layouts
+from bench.models.blocks import default_dtype
+from bench.models.zoo import Case
 from fxcompress import compat
+from fxcompress.compat import FakeTensorMode
 from fxcompress.passes.alias import distinct_nbytes
 
 Pair = tuple[fx.GraphModule, fx.GraphModule]
@@ -73,6 +76,27 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Joint:
     if len(recorder.joints) != 1:
         raise ValueError(f"{type(module).__name__} has {len(recorder.joints)} training graphs; one can be counted")
     return recorder.joints[0]
+
+
+def trace_bf16(factory: Callable[[], Case]) -> Joint:
+    """The joint graph of a model on fake tensors, its parameters bf16."""
+    with FakeTensorMode(), default_dtype(torch.bfloat16):
+        module, args, kwargs = factory()
+        return trace(_Positional(module, tuple(kwargs)), [*args, *kwargs.values()])
+
+
+class _Positional(nn.Module):
+    """A module whose keyword arguments are given by position."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Return the module's loss."""
+        first = len(values) - len(self.names)
+        loss: Tensor = self.module(*values[:first], **dict(zip(self.names, values[first:], strict=True)))
+        return loss
 
 
 def partition(joint: Joint, partitioner: Partitioner) -> Pair:

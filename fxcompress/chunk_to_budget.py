@@ -128,10 +128,8 @@ def _lacks_memory_for_logits(judged: _Judged, whole: fx.GraphModule) -> bool:
     """Whether a step that binds the best cut stands among those that chunks brought, scaling by a tangent left out."""
     asked, cuts = judged.cutter.question(), judged.ranking.cuts
     assert asked is not None and cuts is not None
-    backward, before = (
-        compat.recompute_rules(asked.joint, asked.info).backward,
-        {node.name for node in whole.graph.nodes},
-    )
+    backward = compat.recompute_rules(asked.joint, asked.info).backward
+    before = {node.name for node in whole.graph.nodes}
     place = {node.name: i for i, node in enumerate(asked.joint.nodes)}
     new = [place[node.name] for node in asked.joint.nodes if node.name not in before and node not in backward]
     return any(min(new) <= place[name] <= max(new) for name in cuts.bound_at)

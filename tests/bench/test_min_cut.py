@@ -4,10 +4,11 @@ import pytest
 
 from bench import min_cut
 from bench.models.zoo import ZOO
+from bench.step_graphs import trace_bf16
 
 
 def test_fewer_bytes_by_width_and_the_loss_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(min_cut, "MODELS", {"small": lambda: min_cut.traced(ZOO["bytegpt"])})
+    monkeypatch.setattr(min_cut, "MODELS", {"small": lambda: trace_bf16(ZOO["bytegpt"])})
     monkeypatch.setattr(min_cut, "WORDS", {"small": 256})
     plain, default, four, two = min_cut.compare("small", ["default", "4 bit", "2 bit"])
     assert [row.variant for row in (plain, default, four, two)] == ["min-cut", "default", "4 bit", "2 bit"]
