@@ -128,3 +128,38 @@ def test_the_closed_form_is_what_repeated_passes_measure(tmp_path: Path) -> None
     assert derived
     for name in derived:
         assert 0.75 < closed[name] / solo[name] < 1.35, (name, closed[name], solo[name])
+
+
+class Attention(nn.Module):
+    """One fused attention, whose result is read again by its own backward and as a product's operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return a scalar."""
+        q, k, v = self.qkv(x).view(4, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = (nn.functional.gelu(self.out(mixed.transpose(1, 2).flatten(2))) * weights).sum()
+        return out
+
+
+def test_what_attention_reads_has_8_bits_whatever_else_reads_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs, path = Attention(), (torch.randn(4, 16, 32), torch.randn(4, 16, 32)), tmp_path / "plan.json"
+    options = Options(bits=4, operand_bits=4, rounding="stochastic", min_bytes=64, inner="aot_eager")
+
+    def calibrate(average: float) -> None:
+        sensitivity.calibrate(
+            model, lambda compiled: compiled(*inputs), path, average_bits=average, options=options
+        )
+
+    # q, k, v and the result are four fifths of the elements, the GELU's argument has 1 bit at the least.
+    with pytest.raises(OptionError, match=r"admit is 6\.6"):
+        calibrate(6.0)
+    calibrate(7.0)
+    decisions = plan_io.load(path).graphs[0].decisions
+    read = {d.tensor.storage for d in decisions if d.tensor.need == "attention"}
+    bits = [dict(d.params)["bits"] for d in decisions if d.tensor.storage in read and d.codec == "affine"]
+    assert bits == [8, 8]
