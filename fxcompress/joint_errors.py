@@ -74,7 +74,7 @@ def _bits(entry: Stored, way: int) -> int:
 
 
 def _corrected(squares: Sequence[float], entry: Stored, excess: float, coarse: float, whole: float) -> list[float]:
-    """Squares changed in proportion, so that a plan has the excess besides: its coarse ones, if they are large enough."""
+    """Squares changed in proportion, so that a plan has the excess besides: coarse ones, if there is enough of them."""
     some = abs(excess) < coarse
     factor = 1 + excess / (coarse if some else whole)
     return [s * factor if c.bits in _COARSE or not some else s for s, c in zip(squares, entry.codecs, strict=True)]

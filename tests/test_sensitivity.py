@@ -151,9 +151,7 @@ def test_what_attention_reads_has_8_bits_whatever_else_reads_it(tmp_path: Path) 
     options = Options(bits=4, operand_bits=4, rounding="stochastic", min_bytes=64, inner="aot_eager")
 
     def calibrate(average: float) -> None:
-        sensitivity.calibrate(
-            model, lambda compiled: compiled(*inputs), path, average_bits=average, options=options
-        )
+        sensitivity.calibrate(model, lambda compiled: compiled(*inputs), path, average_bits=average, options=options)
 
     # q, k, v and the result are four fifths of the elements, the GELU's argument has 1 bit at the least.
     with pytest.raises(OptionError, match=r"admit is 6\.6"):
