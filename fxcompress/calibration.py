@@ -4,14 +4,15 @@
     table = calibration.calibrate(model, lambda compiled: compiled(tokens, targets), "errors.json", options=options)
     compiled = torch.compile(model, backend="actcomp", options={"max_error": 0.05, "calibration": "errors.json"})
 
-The step runs under a plan of its own, at 8 bits (under a budget at the widest setting that keeps it), so that it needs
-little more memory than the steps that follow, and it is interpreted. Its backward shows the saved tensors and the real
-gradient of the outputs; `adjoint` then differentiates the backward, and `curvature` repeats it for a few tensors.
+The step runs under a plan of its own, at 8 bits, so that it needs little more memory than the steps that follow, and it
+is interpreted. With a budget it takes the widest setting that keeps it, and there may be further steps for other cuts
+(`next_cut`). Its backward shows the saved tensors and the real gradient of the outputs; `adjoint` then differentiates
+the backward, and `curvature` repeats it for a few tensors.
 """
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +23,17 @@ from fxcompress.adjoint import Stored, squared_errors
 from fxcompress.codecs.affine import Affine
 from fxcompress.curvature import bent
 from fxcompress.error_table import ErrorTable, GraphErrors, TensorErrors, WidthError
-from fxcompress.errors import BudgetError, FxcompressError, OptionError, UnsupportedGraphError
+from fxcompress.errors import FxcompressError, OptionError, UnsupportedGraphError
 from fxcompress.joint_errors import joined
 from fxcompress.limits import widest
+from fxcompress.next_cut import NextCut, next_cut
 from fxcompress.options import Options
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.fit_error import admitted
 from fxcompress.passes.rewrite import decoding_nodes
 from fxcompress.perturbation import Repeater
 from fxcompress.probe import show
-from fxcompress.rewrite_joint import Request, cut_settings, rewritten_pair
+from fxcompress.rewrite_joint import Request, cut_settings
 from fxcompress.sensitivity import Run, step_quietly
 from fxcompress.watch import interpreting
 
@@ -41,11 +43,11 @@ Found = Callable[[GraphErrors], object]
 
 
 class Calibrator(compat.partitioner_base()):  # type: ignore[misc]
-    """Cuts and encodes at 8 bits; the backward graphs, when they run, tell `found` the errors of their tensors."""
+    """Cuts as `next_cut` says; the backward graphs, when they run, tell `found` the errors of their tensors."""
 
-    def __init__(self, options: Options, found: Found) -> None:
-        self._options, self._found = options, found
-        self._known: set[str] = set()
+    def __init__(self, options: Options, found: Found, known: ErrorTable) -> None:
+        self._options, self._found, self._known = options, found, known
+        self._told: set[str] = set()
         self.graphs = 0
         """Graphs that will tell their errors when their backward runs."""
 
@@ -68,44 +70,37 @@ class Calibrator(compat.partitioner_base()):  # type: ignore[misc]
         **kwargs: Any,
     ) -> compat.Partition:
         cut = compat.Cutter(gm, joint_inputs, num_fwd_outputs, static_lifetime_input_indices)
+        request = Request(
+            cut, self._options, num_fwd_outputs, static_lifetime_input_indices, decompose=self.inner == "inductor"
+        )
         try:
-            result = self._result(gm, cut, num_fwd_outputs, static_lifetime_input_indices)
+            found = next_cut(gm, request, self._known)
         except UnsupportedGraphError:  # compiled unchanged, and then without a word from us
             return cut(rebuild_more=False)
-        self.graphs += 1
-        show(result.bw, lambda bw, values: self._measure(result, bw, values))
-        return result.fw, result.bw
+        if found.is_new:
+            self.graphs += 1
+            show(found.result.bw, lambda bw, values: self._measure(found, bw, values))
+        return found.result.fw, found.result.bw
 
-    def _result(self, gm: fx.GraphModule, cut: Any, count: int, static: Sequence[int] | None) -> pipeline.Result:
-        failures: list[BudgetError] = []
-        for setting in cut_settings(self._options):
-            request = Request(cut, setting, count, static, decompose=self._options.inner == "inductor")
-            try:
-                return rewritten_pair(gm, request)
-            except BudgetError as error:
-                failures.append(error)
-        raise min(failures, key=lambda error: error.peak_bytes)
-
-    def _measure(self, result: pipeline.Result, bw: fx.GraphModule, values: Sequence[Any]) -> None:
-        if result.plan.fingerprint in self._known:
+    def _measure(self, cut: NextCut, bw: fx.GraphModule, values: Sequence[Any]) -> None:
+        if cut.result.plan.fingerprint in self._told:
             return
-        errors = measured_errors(bw, result, self._options, values)
+        errors = measured_errors(bw, cut, self._options, values)
         if errors is not None:
-            self._known.add(errors.fingerprint)
+            self._told.add(errors.fingerprint)
             self._found(errors)
 
 
-def measured_errors(
-    bw: fx.GraphModule, result: pipeline.Result, options: Options, values: Sequence[Any]
-) -> GraphErrors | None:
+def measured_errors(bw: fx.GraphModule, cut: NextCut, options: Options, values: Sequence[Any]) -> GraphErrors | None:
     """The errors of one graph's tensors; None if the gradient is zero or not finite.
 
     Args:
         bw: the rewritten backward.
-        result: what it is part of.
+        cut: what it is part of.
         options: as stated, `max_error` included.
         values: the inputs of `bw`.
     """
+    result = cut.result
     stored = _watched(bw, result, widest(options))
     squares, squared, hidden = squared_errors(bw, stored, values, draws=DRAWS)
     if not squared or not math.isfinite(squared + sum(map(sum, squares.values()))):
@@ -127,7 +122,7 @@ def measured_errors(
         )
         for name, own in sorted(squares.items())
     )
-    return GraphErrors(result.plan.fingerprint, math.sqrt(squared), tensors)
+    return GraphErrors(result.plan.fingerprint, math.sqrt(squared), tensors, cut.bits, cut.operand_bits)
 
 
 def _watched(bw: fx.GraphModule, result: pipeline.Result, options: Options) -> dict[str, Stored]:
@@ -144,6 +139,16 @@ def _watched(bw: fx.GraphModule, result: pipeline.Result, options: Options) -> d
         if ways:
             found[names[0]] = Stored(nodes, coded.get(names[0], 0), ways)
     return found
+
+
+def has_more_cuts(options: Options) -> bool:
+    """Whether one step may not be enough to calibrate a graph."""
+    return len(cut_settings(options)) > 1
+
+
+def table_of(graphs: Iterable[GraphErrors]) -> ErrorTable:
+    """The table of these graphs, made here."""
+    return ErrorTable(tuple(graphs), __version__, str(torch.__version__))
 
 
 def calibrating_backend(calibrator: Calibrator) -> Callable[..., Any]:
@@ -171,15 +176,23 @@ def calibrate(
     if options.max_error is None:
         raise OptionError("option 'max_error' is missing: what is calibrated is the plan that it leads to")
     graphs: dict[str, GraphErrors] = {}
-    calibrator = Calibrator(options, lambda errors: graphs.setdefault(errors.fingerprint, errors))
-    step_quietly(model, run, calibrating_backend(calibrator))
+    watched = 0
+    while True:
+        before = len(graphs)
+        calibrator = Calibrator(
+            options, lambda errors: graphs.setdefault(errors.fingerprint, errors), table_of(graphs.values())
+        )
+        step_quietly(model, run, calibrating_backend(calibrator))
+        watched = watched or calibrator.graphs
+        if len(graphs) == before or not has_more_cuts(options):
+            break
     if not graphs:
-        seen = f"of {calibrator.graphs} graphs that save something for backward, " if calibrator.graphs else ""
+        seen = f"of {watched} graphs that save something for backward, " if watched else ""
         raise FxcompressError(
             f"nothing to calibrate: {seen}none had a gradient that is finite and not zero; run it on real data, with "
             "gradients"
         )
-    table = ErrorTable(tuple(graphs.values()), __version__, str(torch.__version__))
+    table = table_of(graphs.values())
     if path is not None:
         plan_io.save(path, table)
     return table

@@ -95,7 +95,7 @@ class Ranking:
             return False
         cut = self.cuts.ranked[self.taken]
         least_s = NOTEWORTHY * self.cuts.step_s
-        return result is None or (cut.fits and cut.seconds + least_s < cost_s(result))
+        return result is None or (cut.fits and cut.seconds + least_s < overhead_s(result))
 
     def _is_done(self) -> bool:
         if self.last:
@@ -168,14 +168,14 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
             failures.append(error)
             chooser.next(error)
         else:
-            best = result if best is None or cost_s(result) < cost_s(best) else best
+            best = result if best is None or overhead_s(result) < overhead_s(best) else best
             chooser.skip()
     if best is None:
         raise min(failures, key=_height)
     return best
 
 
-def cost_s(result: Result) -> float:
+def overhead_s(result: Result) -> float:
     """Modelled seconds of recomputing and coding; plans that are replayed cost nothing to compare."""
     return sum(fit.recompute_s + fit.code_s for fit in result.plan.fits)
 

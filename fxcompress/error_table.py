@@ -4,9 +4,10 @@ A table is made from one training step (`fxcompress.calibration`), and a plan un
 file (`fxcompress calibrate`) it makes every process and rank choose the same plan.
 """
 
+import math
 from dataclasses import dataclass
 
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,29 @@ class TensorErrors:
         """The relative error at this width, None if it is not in the table."""
         return next((width.rel_error for width in self.widths if width.bits == bits), None)
 
+    def least(self, bits: int, operand_bits: int) -> float:
+        """The relative error at the fewest bits that these options leave it; what may take 1 bit is no operand."""
+        wanted = bits if self.at(1) is not None else operand_bits
+        admitted = [width for width in self.widths if width.bits >= wanted] or self.widths
+        return min(admitted, key=lambda width: width.bits).rel_error
+
 
 @dataclass(frozen=True, slots=True)
 class GraphErrors:
-    """All tensors of one graph that lossy codes may store, keyed by its fingerprint."""
+    """All tensors of one graph that lossy codes may store, keyed by its fingerprint.
+
+    With a budget the graph is one cut of several; `bits` and `operand_bits` are what it was made for.
+    """
 
     fingerprint: str
     gradient_norm: float
     tensors: tuple[TensorErrors, ...]
+    bits: int = 8
+    operand_bits: int = 8
+
+    def least(self, bits: int, operand_bits: int) -> float:
+        """The relative error of the whole gradient where everything takes the fewest bits that these options leave."""
+        return math.hypot(*(tensor.least(bits, operand_bits) for tensor in self.tensors))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 The partitioner sees shapes only, and how much a gradient depends on what is saved, no shape tells. So a graph is first
 taken as far as its partitioned halves under 8 bits and interpreted (`calibration`). Once its backward has run on real
-data and found a gradient, the next call compiles the graph under the plan that is then chosen.
+data and found a gradient, the next call compiles the graph under the plan that is then chosen, or, with a budget,
+calibrates another cut first (`next_cut`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress import __version__, compat
-from fxcompress.calibration import Calibrator, calibrating_backend
+from fxcompress import compat
+from fxcompress.calibration import Calibrator, calibrating_backend, has_more_cuts, table_of
 from fxcompress.error_table import ErrorTable, GraphErrors
 from fxcompress.errors import OptionError
 from fxcompress.options import Options
@@ -21,27 +22,37 @@ Compile = Callable[[fx.GraphModule, Sequence[Any], ErrorTable | None], Callable[
 
 
 class FirstCall:
-    """What Dynamo calls for one graph: the calibrating version until it has told its errors, then the compiled one."""
+    """What Dynamo calls for one graph: calibrating versions until they have told its errors, then the compiled one."""
 
     def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, compile_graph: Compile) -> None:
         refuse_ranks()
-        self._gm, self._compile = gm, compile_graph
+        self._gm, self._options, self._compile = gm, options, compile_graph
         self._scene = compat.CompileScene(inputs)
         self._errors: list[GraphErrors] = []
-        calibrator = Calibrator(options, self._errors.append)
-        self._run = calibrating_backend(calibrator)(gm, self._scene.inputs)
-        self._waiting = calibrator.graphs > 0
-        if not self._waiting:  # no backward, or nothing in it that we could analyse
-            self._run = compile_graph(gm, self._scene.inputs, ErrorTable((), __version__, str(torch.__version__)))
+        self._used = 0
+        """How many of these errors led to what runs."""
+        self._waiting = True
+        self._calibrate()
 
     def __call__(self, *args: Any) -> Any:
-        if self._waiting and self._errors:
-            table = ErrorTable(tuple(self._errors), __version__, str(torch.__version__))
+        if self._waiting and len(self._errors) > self._used:
             with self._scene.restored():
-                self._run = self._compile(self._gm, self._scene.inputs, table)
-            self._waiting = False
-            del self._gm, self._scene
+                self._calibrate() if has_more_cuts(self._options) else self._finish()
+            if not self._waiting:
+                del self._gm, self._scene
         return self._run(*args)
+
+    def _calibrate(self) -> None:
+        """Watch the next cut; compile where there is none, or no backward, or nothing in it that we could analyse."""
+        self._used = len(self._errors)
+        calibrator = Calibrator(self._options, self._errors.append, table_of(self._errors))
+        self._run = calibrating_backend(calibrator)(self._gm, self._scene.inputs)
+        if not calibrator.graphs:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._run = self._compile(self._gm, self._scene.inputs, table_of(self._errors))
+        self._waiting = False
 
 
 def refuse_ranks() -> None:

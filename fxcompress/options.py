@@ -60,7 +60,8 @@ class Options:
     max_error: float | None = None
     """Highest predicted error of the whole gradient, per graph: ‖Δ‖/‖gradient‖ of one step. Widths are then chosen per
     tensor, from 1 bit to keeping it, instead of `bits` and `operand_bits`: for the fewest saved bytes, or under a
-    budget for the least time. The first step calibrates; it runs at 8 bits, interpreted."""
+    budget for the least time. The first step calibrates, or with a budget the first few; they are interpreted, the
+    first at 8 bits."""
     calibration: str | None = None
     """With `max_error`: path of a table of errors (`fxcompress calibrate`), not calibrated in the first step."""
     lossy: bool = True

@@ -12,9 +12,9 @@ from torch import fx
 from fxcompress import compat, pipeline
 from fxcompress.chunk_to_budget import Made, chunk_to_budget
 from fxcompress.cut_as_pytorch import cut_as_pytorch
-from fxcompress.cut_to_budget import Rewriter
+from fxcompress.cut_to_budget import Rewriter, overhead_s
 from fxcompress.error_table import ErrorTable
-from fxcompress.errors import BudgetError, PlanError, UnsupportedGraphError
+from fxcompress.errors import AccuracyError, BudgetError, FxcompressError, PlanError, UnsupportedGraphError
 from fxcompress.limits import Budget, widest
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
@@ -24,7 +24,7 @@ from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
 
 _WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
-"""`bits` and `operand_bits` of cuts that are tried where both a budget and a limit on the error are stated."""
+"""`bits` and `operand_bits` that cuts are made for where both a budget and a limit on the error are stated."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,29 +92,47 @@ def _without_budget(gm: fx.GraphModule, request: Request, decided: Options) -> M
     return Made(cut_as_pytorch(cutter, rewriting, decided, compared=plain is None), loss.decision, plain)
 
 
-def cut_settings(options: Options) -> list[Options]:
-    """Options to look for a cut under. A limit on the error leaves the widths open: the widest that keep the budget
-    leave the most choice."""
-    if options.max_error is None or options.budget is None:
-        return [widest(options)]
+def cut_settings(options: Options, errors: ErrorTable | None = None) -> list[Options]:
+    """Options to make cuts for, the widest first.
+
+    A limit on the error leaves the widths open, and with a budget the best cut depends on them: those that `errors`
+    knows, or all.
+    """
     start = widest(options)
-    return [dataclasses.replace(start, bits=bits, operand_bits=operand) for bits, operand in _WIDTHS]
+    if options.max_error is None or options.budget is None:
+        return [start]
+    known = {(graph.bits, graph.operand_bits) for graph in errors.graphs} if errors is not None else set()
+    widths = [each for each in _WIDTHS if not known or each in known]
+    return [dataclasses.replace(start, bits=bits, operand_bits=operand) for bits, operand in widths]
 
 
 def _within_budget(gm: fx.GraphModule, request: Request, decided: Options) -> Made:
-    """As `chunk_to_budget`, under the first setting that leads to a result."""
+    """As `chunk_to_budget`, under the setting that leads to the cheapest result; a plan is made for one of them."""
     rewriting: Rewriter = functools.partial(_rewritten, request)
-    settings = cut_settings(decided)
+    settings = cut_settings(decided, request.errors)
     before = copy_graph(gm) if len(settings) > 1 else gm  # PyTorch's partitioner edits the graph that it cuts
-    failures: list[BudgetError | PlanError] = []
+    made: list[Made] = []
+    failures: list[FxcompressError] = []
     for setting in settings:
         graph = copy_graph(before) if len(settings) > 1 else gm
         try:
-            return chunk_to_budget(graph, request.cut, rewriting, setting, request.plan, request.num_fwd_outputs)
-        except (BudgetError, PlanError) as error:
+            made.append(chunk_to_budget(graph, request.cut, rewriting, setting, request.plan, request.num_fwd_outputs))
+        except (BudgetError, AccuracyError, PlanError) as error:
             failures.append(error)
+        if made and request.plan is not None:
+            break
+    if not made:
+        raise _nearest(failures)
+    return min(made, key=lambda each: overhead_s(each.result) + each.loss.extra_s)
+
+
+def _nearest(failures: Sequence[FxcompressError]) -> FxcompressError:
+    """The least error of those that keep the budget, or the lowest peak."""
+    inexact = [error for error in failures if isinstance(error, AccuracyError)]
     over = [error for error in failures if isinstance(error, BudgetError)]
-    raise min(over, key=lambda error: error.peak_bytes) if over else failures[0]
+    if inexact:
+        return min(inexact, key=lambda error: error.rel_error)
+    return min(over, key=lambda error: error.peak_bytes) if over else failures[0]
 
 
 def _rewritten(

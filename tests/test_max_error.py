@@ -1,5 +1,6 @@
 """`max_error` through every door: the first step calibrates, plans keep the limit, what cannot be kept is refused."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fxcompress import backend, calibration, first_call, ledger, plan_io
 from fxcompress.cli import main
+from fxcompress.error_table import ErrorTable
 from fxcompress.errors import AccuracyError, FxcompressError, OptionError, PlanError
 from fxcompress.noise_limit import noise_limit
 from fxcompress.options import Options
@@ -119,6 +121,58 @@ def test_a_budget_and_a_limit_are_kept_together_or_refused() -> None:
     (plan,) = ledger.reports()
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes and error <= 1.1 * 0.03
     assert plan.accuracies[0].predicted <= 0.03 and plan.fits[0].code_s == plan.accuracies[0].cost
+
+
+class Blocks(nn.Module):
+    """Products, pointwise derivatives and normalizations; their best cut depends on the widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.LayerNorm(128), nn.Linear(128, 64)) for _ in range(2))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a scalar."""
+        loss: Tensor = (self.blocks(x) - x.roll(1, 0)).square().mean()
+        return loss
+
+
+def blocks() -> tuple[nn.Module, tuple[Tensor]]:
+    """The model with a batch; always the same."""
+    torch.manual_seed(0)
+    return Blocks(), (torch.randn(1024, 64),)
+
+
+def test_with_a_budget_a_second_step_calibrates_the_cut_for_fewer_bits_and_the_cheaper_plan_is_taken(
+    tmp_path: Path,
+) -> None:
+    model, inputs = blocks()
+    exact = gradient(model, model, inputs)
+    options = Options(**SMALL, max_error=0.3, budget="70%")
+    compiled = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 0.3, "budget": "70%"})
+    for calibrated in range(3):
+        assert not ledger.reports(), calibrated
+        error = float((gradient(compiled, model, inputs) - exact).norm() / exact.norm())
+        assert error <= 0.3
+    (plan,) = ledger.reports()
+    assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes
+
+    table = calibration.calibrate(model, lambda compiled: compiled(*inputs), options=options)
+    assert [(graph.bits, graph.operand_bits) for graph in table.graphs] == [(8, 8), (4, 4)]
+    first, second = (
+        _overhead_s(dataclasses.replace(table, graphs=(each,)), tmp_path, options, blocks) for each in table.graphs
+    )
+    assert _overhead_s(table, tmp_path, options, blocks) == second < 0.9 * first
+    assert plan.fits[0].recompute_s + plan.fits[0].code_s == second
+
+
+def _overhead_s(table: ErrorTable, folder: Path, options: Options, factory: Any) -> float:
+    """Modelled seconds of recomputing and coding."""
+    path = str(folder / "errors.json")
+    plan_io.save(path, table)
+    (plan,) = explain(factory, (), dataclasses.replace(options, calibration=path)).graphs
+    return plan.fits[0].recompute_s + plan.fits[0].code_s
 
 
 def test_a_limit_that_no_choice_within_the_budget_keeps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
