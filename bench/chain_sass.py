@@ -31,17 +31,33 @@ from fxcompress.codecs.affine import Affine, chain_kernel, launch
 from fxcompress.codecs.chains import Chain
 from fxcompress.passes.expressions import expression_of
 
-CHAINS: Mapping[str, tuple[Callable[..., Tensor], int]] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A function of `full` tensors, of which the first `encoded` are encoded, and `short` ones that repeat.
+
+    `mask`: where its result is not positive is packed too.
+    """
+
+    function: Callable[..., Tensor]
+    full: int = 1
+    encoded: int = 1
+    short: int = 0
+    mask: bool = False
+
+
+CHAINS: Mapping[str, Example] = MappingProxyType(
     {
-        "gelu": (F.gelu, 1),
-        "tanh gelu": (lambda x: F.gelu(x, approximate="tanh"), 1),
-        "swiglu": (lambda x, y: F.silu(x) * y, 2),
-        "add relu": (lambda x, y: F.relu(x + y), 2),
+        "gelu": Example(F.gelu),
+        "tanh gelu": Example(lambda x: F.gelu(x, approximate="tanh")),
+        "swiglu": Example(lambda x, y: F.silu(x) * y, full=2, encoded=2),
+        "norm relu": Example(lambda x, m, s, w, b: F.relu((x - m) * s * w + b), short=4, mask=True),
+        "norm add relu": Example(lambda x, y, m, s, w, b: F.relu((x - m) * s * w + b + y), full=2, short=4, mask=True),
     }
 )
-"""Functions with the number of their arguments, all of which are encoded."""
 ARITHMETIC = ("FADD", "FMUL", "FFMA", "MUFU")
-SIZE = 1 << 20
+SIZE, PERIOD = 1 << 20, 256
+"""Elements of full and short tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +76,20 @@ class Counts:
     store_bits: int
 
 
-def trace(function: Callable[..., Tensor], count: int, dtype: torch.dtype, cols: int = SIZE) -> fx.GraphModule:
-    """A function of `count` tensors in Inductor's operators."""
+def trace(example: Example, dtype: torch.dtype, cols: int = SIZE) -> fx.GraphModule:
+    """Its function in Inductor's operators."""
     with FakeTensorMode(), gpu_layouts():
-        inputs = [torch.empty(cols, dtype=dtype) for _ in range(count)]
-        gm = make_fx(function, decomposition_table=compat.inductor_decompositions())(*inputs)
+        shape = (cols // PERIOD, PERIOD) if example.short else (cols,)
+        inputs = [torch.empty(shape, dtype=dtype) for _ in range(example.full)]
+        inputs += [torch.empty(PERIOD, dtype=dtype) for _ in range(example.short)]
+        gm = make_fx(example.function, decomposition_table=compat.inductor_decompositions())(*inputs)
     gm.graph.eliminate_dead_code()
     return gm
 
 
-def chain_of(gm: fx.GraphModule, encoded: Sequence[str]) -> Chain:
-    """As `fuse` makes it, of a whole graph: inputs i0, i1, …, the result t, and r as a reader of memory sees it."""
+def chain_of(gm: fx.GraphModule, encoded: Sequence[str], *, short: int = 0, mask: bool = False) -> Chain:
+    """As `fuse` makes it, of a whole graph: inputs i0, i1, …, the last `short` of them repeated, the result t, r as a
+    reader of memory sees it, and the mask k."""
     inputs = gm.graph.find_nodes(op="placeholder")
     calls = [node for node in gm.graph.nodes if node.op == "call_function"]
     names = {node: f"i{i}" for i, node in enumerate(inputs)} | {node: f"t{i}" for i, node in enumerate(calls)}
@@ -78,16 +97,21 @@ def chain_of(gm: fx.GraphModule, encoded: Sequence[str]) -> Chain:
     steps = tuple((names[node], str(expression_of(node, names.__getitem__))) for node in calls)
     dtype = str(calls[-1].meta["val"].dtype).removeprefix("torch.")
     steps += (("r", f"t.to(tl.{dtype}).to(tl.float32)"),)
-    return Chain(tuple(names[node] for node in inputs), steps, ("t",), tuple(encoded))
+    loaded = tuple(names[node] for node in inputs)
+    masks = ("k",) if mask else ()
+    steps += (("k", "r <= 0.0"),) if mask else ()
+    return Chain(loaded, steps, ("t",), tuple(encoded), masks, loaded[len(loaded) - short :])
 
 
 def measure(name: str, codec: Affine, dtype: torch.dtype, arch: int) -> Counts:
-    """The kernel for one of `CHAINS` and the encodes of its arguments."""
-    function, count = CHAINS[name]
-    chain = chain_of(trace(function, count, dtype), [f"i{i}" for i in range(count)])
-    codecs = [codec] * count
-    constants = launch.chain_constants(codecs, ragged=False, vector=True)
+    """The kernel for one of `CHAINS`, its encodes and its mask."""
+    example, count = CHAINS[name], CHAINS[name].encoded
+    mask = example.mask and launch.packs_masks(codec, SIZE)
+    chain = chain_of(trace(example, dtype), [f"i{i}" for i in range(count)], short=example.short, mask=mask)
+    constants = launch.chain_constants([codec] * count, ragged=False, vector=True)
+    constants |= {f"PERIOD_{x}": PERIOD for x in chain.repeated}
     parameters = {f"{x}_ptr": POINTERS[dtype] for x in (*chain.inputs, *chain.stored)}
+    parameters |= {f"{x}_ptr": "*u8" for x in chain.masks}
     for k in range(count):
         parameters |= {f"codes{k}_ptr": "*u8", f"word{k}_ptr": "*i32"}
     parameters |= {"n_groups": "i32", "cols": "i32", **{f"salt{k}": "i32" for k in range(count)}}
@@ -99,7 +123,7 @@ def measure(name: str, codec: Affine, dtype: torch.dtype, arch: int) -> Counts:
 
 def measure_alone(name: str, dtype: torch.dtype) -> Counts:
     """Inductor's own kernel for the chain, on the H200 that is not there, in its first configuration."""
-    gm = trace(*CHAINS[name], dtype)
+    gm = trace(CHAINS[name], dtype)
     with fake_cuda(), tempfile.TemporaryDirectory() as folder:
         (source,) = kernel_sources(lower(gm, is_backward=False).source).values()
         compiled = next(compile_generated(source, Path(folder)))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from bench.chain_sass import chain_of, trace
+from bench.chain_sass import Example, chain_of, trace
 from bench.fake_cuda import fake_cuda, lower
 from bench.kernel_bytes import kernel_sources
 from fxcompress import compat, pipeline
@@ -73,7 +73,7 @@ def count_inputs(name: str) -> int:
 
 
 def traced(name: str, dtype: torch.dtype, cols: int) -> fx.GraphModule:
-    return trace(FUNCTIONS[name], count_inputs(name), dtype, cols)
+    return trace(Example(FUNCTIONS[name], full=count_inputs(name)), dtype, cols)
 
 
 def inductor_result(gm: fx.GraphModule, inputs: list[Tensor], folder: Path) -> Tensor:
@@ -118,8 +118,11 @@ def check(chain: Chain, codecs: list[Affine], inputs: list[Tensor]) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in FUNCTIONS for dtype in FLOATS if dtype != torch.float16 or name in ("gelu", "swiglu")],
+    ids=str,
+)
 def test_results_are_those_of_inductors_kernel(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     cols = 1024 + 64
     gm = traced(name, dtype, cols)
@@ -134,13 +137,14 @@ def test_results_are_those_of_inductors_kernel(name: str, dtype: torch.dtype, tm
     assert torch.allclose(result.double()[usual], exact[usual], rtol=2 * eps, atol=8 * eps)
 
 
-@pytest.mark.parametrize("cols", [1000, 1001, 7, 64 * 130])
-@pytest.mark.parametrize("codec", [Affine(2), Affine(1), Affine(4), Affine(8, 0, "nearest")], ids=str)
+@pytest.mark.parametrize(
+    ("codec", "cols"),
+    [(Affine(2), 1000), (Affine(2), 64 * 130), (Affine(1), 7), (Affine(4), 1001), (Affine(8, 0, "nearest"), 1016)],
+    ids=str,
+)
 def test_odd_sizes(codec: Affine, cols: int) -> None:
     dtype = FLOATS[cols % 3]
     gm = traced("swiglu", dtype, cols)
-    if codec.bits > 2:
-        cols = min(cols, 1001)
     inputs = [awkward(cols, dtype, seed) for seed in range(2)]
     check(chain_of(gm, ["i1", "i0"]), [codec, codec], inputs)
 
@@ -155,7 +159,7 @@ def test_what_is_made_is_encoded_as_it_is_stored(dtype: torch.dtype) -> None:
     check(relu, [zero_keeping], [awkward(1001, dtype, 2)])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(1, 200), st.sampled_from(FLOATS), st.sampled_from((1, 2, 4, 8)), st.integers(0, 99))
 def test_any_size(cols: int, dtype: torch.dtype, bits: int, seed: int) -> None:
     chain = Chain(("a", "b"), (("s", "a + b"), ("t", "s * s")), ("t",), ("a", "b"))

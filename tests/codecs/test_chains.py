@@ -26,7 +26,7 @@ def test_numerics_under_the_interpreter() -> None:
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 50
+    assert passed and int(passed[1]) >= 35
 
 
 def check(counts: Counts) -> None:
@@ -40,12 +40,19 @@ def test_the_chain_is_the_arithmetic_of_inductors_kernel_and_the_encode_that_of_
     """Contracted alike: as many products, sums and fused ones per element, but for what one encode takes."""
     fused, alone = measure(name, Affine(2), torch.bfloat16, 90), measure_alone(name, torch.bfloat16)
     check(fused)
-    encodes = CHAINS[name][1]
+    encodes = CHAINS[name].encoded
     # A difference, a product and a fused one per element, and what a group takes.
     rest = [both - own for both, own in zip(fused.arithmetic, alone.arithmetic, strict=True)]
     assert all(round(r - encodes * (i < 3), 2) <= encodes * 0.25 for i, r in enumerate(rest)), (fused, alone)
     assert all(r >= encodes * (i < 3) for i, r in enumerate(rest)), (fused, alone)
     assert fused.per_element <= alone.per_element + encodes * ENCODE, (fused, alone)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_norm_with_a_mask_stays_in_registers(bits: int) -> None:
+    counts = measure("norm add relu", Affine(bits), torch.bfloat16, 90)
+    check(counts)
+    assert counts.per_element <= 34, counts
 
 
 @pytest.mark.slow
