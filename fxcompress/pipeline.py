@@ -155,7 +155,7 @@ def run(
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
     fusions: tuple[Fusion, ...] = ()
     if compiled and "fuse" not in options.disable_passes and compat.computes_as_generated():
-        choice, fusions = clock.run("fuse", lambda: fuse(fw, choice, count))
+        choice, fusions = clock.run("fuse", lambda: fuse(fw, choice, count, tight=limits.budget is not None))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     if fused and "store_encoded" not in options.disable_passes:

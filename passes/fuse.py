@@ -50,20 +50,21 @@ class Fusion:
     chain: Chain
 
 
-def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int) -> tuple[Choice, tuple[Fusion, ...]]:
+def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int, *, tight: bool) -> tuple[Choice, tuple[Fusion, ...]]:
     """The choice with `FUSED` as lowering of all encodings that share a kernel with a chain, and the chains.
 
     Args:
         fw: the forward, before it is rewritten.
         choice: with lowerings picked.
         num_fwd_outputs: how many forward outputs are the user's.
+        tight: whether no payload may be allocated while operands still stand that would be gone by then.
     """
     facts = facts_of(fw, choice.encodings, num_fwd_outputs)
     found: list[Fusion] = []
     seeds = [encoding.source for encoding in choice.encodings if encoding.lowering == TRITON]
     held: set[int] = set()
     for source in sorted(seeds, key=facts.order.__getitem__):
-        fusion = None if facts.number[source] in held else _fusion_at(source, held, facts)
+        fusion = None if facts.number[source] in held else _fusion_at(source, held, facts, tight=tight)
         if fusion is not None:
             held.update(fusion.encoded)
             facts.made.update(fusion.nodes)
@@ -76,7 +77,7 @@ def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int) -> tuple[Choi
     return Choice(decisions, encodings), tuple(found)
 
 
-def _fusion_at(source: fx.Node, held: set[int], facts: Facts) -> Fusion | None:
+def _fusion_at(source: fx.Node, held: set[int], facts: Facts, *, tight: bool) -> Fusion | None:
     """The chain around one encoded tensor, if it pays."""
     nodes = grow_chain(source, facts)
     full, short = inputs_of(nodes, facts)
@@ -94,8 +95,13 @@ def _fusion_at(source: fx.Node, held: set[int], facts: Facts) -> Fusion | None:
     traffic = Traffic(nodes, [*full, *short], facts)
     if traffic.saved_nbytes(encoded, stored) <= traffic.lost_nbytes([*full, *stored], encoded, held):
         return None
+    dead = _dead_inputs(full, short, nodes, facts)
+    over = _overwritten(stored, dead)
+    late = masks or any(value in nodes for value in encoded)
+    if (over and not _fills_tiles(encoded, facts)) or (tight and late and len(over) < len(dead)):
+        return None
     numbers = tuple(facts.number[value] for value in (*encoded, *masks))
-    chain = _chain_of(full, short, own, stored, encoded, _overwritten(full, short, nodes, stored, facts))
+    chain = _chain_of(full, short, own, stored, encoded, over)
     return Fusion((*full, *short), tuple(own), tuple(stored), numbers, chain)
 
 
@@ -152,10 +158,8 @@ def _is_bound(
     return early or inner or elsewhere or any(node in facts.kept for node in nodes)
 
 
-def _overwritten(
-    full: list[fx.Node], short: list[fx.Node], nodes: set[fx.Node], stored: list[fx.Node], facts: Facts
-) -> dict[fx.Node, fx.Node]:
-    """An input that dies with the chain for each stored value, where there is one: Inductor overwrites those too."""
+def _dead_inputs(full: list[fx.Node], short: list[fx.Node], nodes: set[fx.Node], facts: Facts) -> list[fx.Node]:
+    """Inputs that nobody reads behind the chain."""
     last = max(facts.order[value] for value in (*full, *short))
     dead = []
     for value in full:
@@ -163,6 +167,11 @@ def _overwritten(
         held = value.op == "placeholder" or value in facts.returned or value in facts.kept
         if not (later or held):
             dead.append(value)
+    return dead
+
+
+def _overwritten(stored: list[fx.Node], dead: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """A dead input for each stored value, where there is one of its dtype: Inductor's kernels overwrite those too."""
     found: dict[fx.Node, fx.Node] = {}
     for node in stored:
         dtype = node.meta["val"].dtype
@@ -170,6 +179,12 @@ def _overwritten(
         if fitting:
             found[node] = fitting[0]
     return found
+
+
+def _fills_tiles(encoded: list[fx.Node], facts: Facts) -> bool:
+    """Whether the kernel may overwrite: no element is read twice."""
+    codecs = [facts.encodings[facts.number[value]].codec for value in encoded]
+    return lowering.fills_tiles(codecs, encoded[0].meta["val"].numel())
 
 
 def _chain_of(

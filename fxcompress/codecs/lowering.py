@@ -104,6 +104,11 @@ def fits_mask(mask: Codec, codec: Codec, cols: int) -> bool:
     return bool(import_module(_MODULES["affine"]).packs_masks(codec, cols))
 
 
+def fills_tiles(codecs: Sequence[Codec], cols: int) -> bool:
+    """Whether a chain's kernel for `cols` elements reads each of them once, so that results may lie over inputs."""
+    return bool(import_module(_MODULES["affine"]).fills_tiles(codecs, cols))
+
+
 def encode_chain(
     chain: Chain, codecs: Sequence[Codec], rows: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
 ) -> tuple[torch.Tensor, ...]:

@@ -234,3 +234,26 @@ def summed(x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
 def test_a_sum_with_a_product_stays_with_the_product() -> None:
     copy, _ = rewritten(capture_pair(summed))
     assert "add" in computed(copy.fw)
+
+
+def joined(x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Two products' results, of which one is overwritten and the other one gone when the result is encoded."""
+    return torch.relu(-(x @ first) - (x @ second)) @ third
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_under_a_budget_no_payload_stands_beside_operands_that_would_be_gone() -> None:
+    pair = capture_pair(joined)
+    _, free = rewritten(pair)
+    _, tight = rewritten(pair, budget="400%")
+    assert FUSED in lowerings(free).values() and FUSED not in lowerings(tight).values()
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_what_cannot_be_overwritten_is_left_to_inductor() -> None:
+    def odd(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return gelu(x @ first) @ second
+
+    operands = [torch.randn(66, 66, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    _, result = rewritten(capture(odd, operands))
+    assert FUSED not in lowerings(result).values() and TRITON in lowerings(result).values()

@@ -80,6 +80,11 @@ def packs_masks(codec: Affine, cols: int) -> bool:
     return cols % codec.group == 0 and codec.group % 64 == 0 and shared * 32 == codec.group and shared <= 8
 
 
+def fills_tiles(codecs: Sequence[Affine], cols: int) -> bool:
+    """Whether no element is read twice; what is past the end of a tile is the last group again."""
+    return cols % (WARPS * 32 // _lanes_of_chain(codecs) * codecs[0].group) == 0
+
+
 def encode_chain(
     chain: Chain, codecs: Sequence[Affine], rows: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
 ) -> Launch:
@@ -100,9 +105,7 @@ def encode_chain(
     groups = payloads["word0_ptr"].numel()
     aligned = all(statically_known_true(x.storage_offset() * x.itemsize % 16 == 0) for x in rows)
     constants = chain_constants(codecs, cols % codecs[0].group != 0, cols % RUN == 0 and aligned)
-    # Only where no element is read twice: what is past the end is the last group again.
-    tiled = bool(constants["VECTOR"] and not constants["RAGGED"]) and groups % int(str(constants["TILE"])) == 0
-    over = {name: given[source] for name, source in chain.over} if tiled else {}
+    over = {name: given[source] for name, source in chain.over} if aligned and fills_tiles(codecs, cols) else {}
     stored = {
         f"{name}_ptr": over[name] if name in over else rows[0].new_empty(cols, dtype=dtype)
         for name, dtype in zip(chain.stored, dtypes, strict=True)
