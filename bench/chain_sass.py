@@ -106,7 +106,7 @@ def chain_of(gm: fx.GraphModule, encoded: Sequence[str], *, short: int = 0, mask
 def measure(name: str, codec: Affine, dtype: torch.dtype, arch: int) -> Counts:
     """The kernel for one of `CHAINS`, its encodes and its mask."""
     example, count = CHAINS[name], CHAINS[name].encoded
-    mask = example.mask and launch.packs_masks(codec, SIZE)
+    mask = example.mask and launch.packs_masks([codec], SIZE)
     chain = chain_of(trace(example, dtype), [f"i{i}" for i in range(count)], short=example.short, mask=mask)
     constants = launch.chain_constants([codec] * count, ragged=False, vector=True)
     constants |= {f"PERIOD_{x}": PERIOD for x in chain.repeated}

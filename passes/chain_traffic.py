@@ -29,14 +29,17 @@ class Traffic:
     inputs: Collection[fx.Node]
     facts: Facts
 
-    def saved_nbytes(self, encoded: Collection[fx.Node], stored: Collection[fx.Node]) -> int:
-        """Reads of the encodes that are kernels of ours, and writes of what is stored for those alone."""
+    def saved_nbytes(
+        self, encoded: Collection[fx.Node], masks: Collection[fx.Node], stored: Collection[fx.Node]
+    ) -> int:
+        """Reads of masks and of encodes that are kernels of ours, and writes of what is stored for those alone."""
         saved = 0
         for value in encoded:
             if self.facts.lowering(value) == TRITON:
                 alone = value in self.nodes and value not in stored
                 saved += (2 if alone else 1) * nbytes_of(value.meta["val"])
-        return saved
+        compared = [argument for mask in masks for argument in mask.all_input_nodes]
+        return saved + sum(nbytes_of(argument.meta["val"]) for argument in compared)
 
     def lost_nbytes(self, values: Collection[fx.Node], encoded: Collection[fx.Node], held: Collection[int]) -> int:
         """Reads by generated kernels besides the chain's, and writes of what is stored for those alone.

@@ -1,7 +1,8 @@
 """Compute a chain of pointwise operators and the encodes of what it reads or makes in one kernel.
 
 An encode that is a kernel of ours (`pick_lowering`) reads its tensor once more, next to a generated kernel that reads
-or writes it anyway: GELU's argument, the two of SwiGLU. `fuse` takes such a chain out of Inductor's hands where that
+or writes it anyway: GELU's argument, the two of SwiGLU. So does a mask, which Inductor packs in a kernel of its own,
+for it has fewer elements than what it is computed from. `fuse` takes such a chain out of Inductor's hands where that
 costs nothing else. By count: each encode in it saves one read of its tensor; what the chain reads or makes, and another
 generated kernel reads too, is lost as one read, for both might have been one kernel. Only where the sum is a gain.
 
@@ -16,6 +17,7 @@ import torch
 from torch import fx
 
 from fxcompress.codecs import lowering
+from fxcompress.codecs.base import Codec
 from fxcompress.codecs.chains import Chain
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.chain_traffic import Traffic
@@ -61,7 +63,7 @@ def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int, *, tight: boo
     """
     facts = facts_of(fw, choice.encodings, num_fwd_outputs)
     found: list[Fusion] = []
-    seeds = [encoding.source for encoding in choice.encodings if encoding.lowering == TRITON]
+    seeds = [e.source for e in choice.encodings if e.lowering == TRITON or (e.lowering == ATEN and is_mask(e.source))]
     held: set[int] = set()
     for source in sorted(seeds, key=facts.order.__getitem__):
         fusion = None if facts.number[source] in held else _fusion_at(source, held, facts, tight=tight)
@@ -88,17 +90,18 @@ def _fusion_at(source: fx.Node, held: set[int], facts: Facts, *, tight: bool) ->
     encoded = _encoded_together(source, [*full, *values], nodes, held, facts)
     stored = [node for node in values if _is_wanted(node, nodes, encoded, facts)]
     masks = [node for node in own if is_mask(node)]
-    if source not in encoded or not all(_packs(mask, encoded[0], facts) for mask in masks):
+    if source not in [*encoded, *masks] or not all(_packs(mask, encoded, facts) for mask in masks):
         return None
     if _is_bound(own, stored, [*encoded, *masks], [*full, *short], facts):
         return None
     traffic = Traffic(nodes, [*full, *short], facts)
-    if traffic.saved_nbytes(encoded, stored) <= traffic.lost_nbytes([*full, *stored], encoded, held):
+    if traffic.saved_nbytes(encoded, masks, stored) <= traffic.lost_nbytes([*full, *stored], encoded, held):
         return None
     dead = _dead_inputs(full, short, nodes, facts)
     over = _overwritten(stored, dead)
     late = masks or any(value in nodes for value in encoded)
-    if (over and not _fills_tiles(encoded, facts)) or (tight and late and len(over) < len(dead)):
+    tiled = lowering.fills_tiles(_codecs_of(encoded, facts), own[0].meta["val"].numel())
+    if (over and not tiled) or (tight and late and len(over) < len(dead)):
         return None
     numbers = tuple(facts.number[value] for value in (*encoded, *masks))
     chain = _chain_of(full, short, own, stored, encoded, over)
@@ -122,18 +125,22 @@ def _encoded_together(
         if number is None or number in held or len(found) == MOST_ENCODED:
             continue
         encoding, val = facts.encodings[number], value.meta["val"]
-        codecs = [facts.encodings[facts.number[other]].codec for other in found] + [encoding.codec]
+        codecs = [*_codecs_of(found, facts), encoding.codec]
         fits = encoding.lowering in (ATEN, TRITON) and encoding.order == memory_order(val)
         if fits and (value not in nodes or _is_rounded(value)) and lowering.fits_chain(codecs, val.numel(), val.dtype):
             found.append(value)
     return found
 
 
-def _packs(mask: fx.Node, source: fx.Node, facts: Facts) -> bool:
-    """Whether a kernel that quantizes `source` can make the bits of a mask."""
+def _packs(mask: fx.Node, encoded: list[fx.Node], facts: Facts) -> bool:
+    """Whether a kernel that also quantizes `encoded` can make the bits of a mask."""
     encoding, val = facts.encodings[facts.number[mask]], mask.meta["val"]
-    codec = facts.encodings[facts.number[source]].codec
-    return encoding.order == memory_order(val) and lowering.fits_mask(encoding.codec, codec, val.numel())
+    fits = lowering.fits_mask(encoding.codec, _codecs_of(encoded, facts), val.numel())
+    return fits and encoding.order == memory_order(val)
+
+
+def _codecs_of(encoded: list[fx.Node], facts: Facts) -> list[Codec]:
+    return [facts.encodings[facts.number[value]].codec for value in encoded]
 
 
 def _is_rounded(node: fx.Node) -> bool:
@@ -179,12 +186,6 @@ def _overwritten(stored: list[fx.Node], dead: list[fx.Node]) -> dict[fx.Node, fx
         if fitting:
             found[node] = fitting[0]
     return found
-
-
-def _fills_tiles(encoded: list[fx.Node], facts: Facts) -> bool:
-    """Whether the kernel may overwrite: no element is read twice."""
-    codecs = [facts.encodings[facts.number[value]].codec for value in encoded]
-    return lowering.fills_tiles(codecs, encoded[0].meta["val"].numel())
 
 
 def _chain_of(

@@ -48,12 +48,15 @@ class Facts:
         return self.encodings[self.number[value]].lowering if value in self.number else ""
 
     def is_loaded(self, value: fx.Node, reader: fx.Node) -> bool:
-        """Whether `reader` has `value` from memory in any case. What is computed and stored, by a chain or for a mark
-        of ours, Inductor's same kernel could go on with, unrounded, but for readers behind a library that reads it."""
+        """Whether `reader` has `value` from memory in any case. What is computed and stored, for a library or a mark of
+        ours, the same kernel of Inductor's could go on with, unrounded, but not behind a library that reads it."""
         if is_given(value):
             return True
-        stored = value in self.stored or (self.lowering(value) == TRITON and value not in self.made)
+        stored = value in self.stored or (value not in self.made and self._is_written(value))
         return stored and reader in self.behind_libraries(value)
+
+    def _is_written(self, value: fx.Node) -> bool:
+        return self.lowering(value) == TRITON or is_read_in_memory(value, self)
 
     def behind_libraries(self, value: fx.Node) -> frozenset[fx.Node]:
         """What needs a library's result that needs `value`."""

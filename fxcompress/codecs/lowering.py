@@ -97,11 +97,11 @@ def fits_chain(codecs: Sequence[Codec], cols: int, dtype: torch.dtype) -> bool:
     return not import_module(_MODULES["affine"]).refuse_together(codecs, cols, dtype)
 
 
-def fits_mask(mask: Codec, codec: Codec, cols: int) -> bool:
-    """Whether a kernel that quantizes a chain's values with `codec` can also pack a mask of `cols` elements."""
+def fits_mask(mask: Codec, codecs: Sequence[Codec], cols: int) -> bool:
+    """Whether a kernel that quantizes values with `codecs`, if any, can also pack a mask of `cols` elements."""
     if find(mask, cols, torch.bool) is None or mask.name != "valueset":
         return False
-    return bool(import_module(_MODULES["affine"]).packs_masks(codec, cols))
+    return bool(import_module(_MODULES["affine"]).packs_masks(codecs, cols))
 
 
 def fills_tiles(codecs: Sequence[Codec], cols: int) -> bool:

@@ -211,7 +211,7 @@ def test_channels_come_again_and_masks_are_packed(codec: Affine, period: int, co
         ("k", "r <= 0.0"),
     )
     mask = Valueset()
-    packs = lowering.fits_mask(mask, codec, cols)
+    packs = lowering.fits_mask(mask, [codec], cols)
     assert packs == (cols % codec.group == 0)
     chain = Chain(("x", "m", "s"), steps, ("t",), ("x", "r"), ("k",) if packs else (), ("m", "s"))
     result, *parts = lowering.encode_chain(chain, [codec, codec], [x, mean, scale], [dtype])
@@ -221,6 +221,13 @@ def test_channels_come_again_and_masks_are_packed(codec: Affine, period: int, co
         assert all(same(one, two) for one, two in zip(parts[at : at + 2], codec.encode(value, 0), strict=True))
     if packs:
         assert torch.equal(parts[4], mask.encode(zero, 0)[0])
+
+
+def test_a_mask_alone_is_packed() -> None:
+    x = awkward(128 * 33, torch.float16, 3)
+    chain = Chain(("x",), (("t", "tl.where(0.0 > x, 0.0, x)"), ("k", "x >= 0.5")), ("t",), (), ("k",))
+    result, bits = lowering.encode_chain(chain, [], [x], [torch.float16])
+    assert same(result, x.relu()) and torch.equal(bits, Valueset().encode(x >= 0.5, 0)[0])
 
 
 def test_a_result_takes_the_place_of_an_operand_where_tiles_are_full() -> None:

@@ -133,7 +133,7 @@ def test_the_plan_says_so_and_replays() -> None:
     [{"rounding": "nearest"}, {"inner": "aot_eager"}, {"disabled": ("fuse",)}, {"disabled": ("pick_lowering",)}],
     ids=str,
 )
-def test_nothing_is_fused_without_a_kernel_of_ours(options: dict[str, Any]) -> None:
+def test_activations_are_left_to_inductor_without_a_kernel_of_ours(options: dict[str, Any]) -> None:
     _, result = rewritten(capture_pair(mlp), **options)
     assert FUSED not in lowerings(result).values()
 
@@ -204,6 +204,15 @@ def test_a_normalization_of_columns_shares_its_kernel_with_an_encode_and_a_mask(
     (node,) = [n for n in compat.triton_nodes(copy.fw.graph) if "i1_ptr" in n.kwargs["kwargs"]]  # type: ignore[operator]
     bits = [user for user in node.users if user.meta["val"].dtype == torch.uint8 and user.name.endswith("_p0")]
     assert [mask.meta["val"].numel() for mask in bits] == [SIDE * SIDE // 8]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_mask_takes_its_value_and_a_nearest_encode_along() -> None:
+    """A nearest encode alone is fused by Inductor; a mask is packed in a kernel of its own, whatever else there is."""
+    _, result = rewritten(capture_pair(channels), bits=8, operand_bits=8, rounding="nearest")
+    found = lowerings(result)
+    fused = [d.codec for d in result.plan.decisions if found.get(d.tensor.name) == FUSED]
+    assert sorted(fused) == ["affine", "affine", "valueset"]
 
 
 @pytest.mark.usefixtures("on_gpu")

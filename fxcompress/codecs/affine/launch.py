@@ -74,15 +74,15 @@ def refuse_together(codecs: Sequence[Affine], cols: int, dtype: torch.dtype) -> 
     return "" if len({codec.group for codec in codecs}) == 1 else "one kernel has groups of one size"
 
 
-def packs_masks(codec: Affine, cols: int) -> bool:
+def packs_masks(codecs: Sequence[Affine], cols: int) -> bool:
     """Whether the threads of a chain's kernel hold 32 elements each, so that each has one word of bits."""
-    shared = _lanes_of_chain([codec])
-    return cols % codec.group == 0 and codec.group % 64 == 0 and shared * 32 == codec.group and shared <= 8
+    group, shared = _group_of_chain(codecs), _lanes_of_chain(codecs)
+    return cols % group == 0 and group % 64 == 0 and shared * 32 == group and shared <= 8
 
 
 def fills_tiles(codecs: Sequence[Affine], cols: int) -> bool:
     """Whether no element is read twice; what is past the end of a tile is the last group again."""
-    return cols % (WARPS * 32 // _lanes_of_chain(codecs) * codecs[0].group) == 0
+    return cols % (WARPS * 32 // _lanes_of_chain(codecs) * _group_of_chain(codecs)) == 0
 
 
 def encode_chain(
@@ -102,9 +102,9 @@ def encode_chain(
         for field in codec.fields(cols, rows[0].dtype)
     }
     masks = {f"{name}_ptr": rows[0].new_empty((cols // 64, 8), dtype=torch.uint8) for name in chain.masks}
-    groups = payloads["word0_ptr"].numel()
+    groups = -(-cols // _group_of_chain(codecs))
     aligned = all(statically_known_true(x.storage_offset() * x.itemsize % 16 == 0) for x in rows)
-    constants = chain_constants(codecs, cols % codecs[0].group != 0, cols % RUN == 0 and aligned)
+    constants = chain_constants(codecs, cols % _group_of_chain(codecs) != 0, cols % RUN == 0 and aligned)
     over = {name: given[source] for name, source in chain.over} if aligned and fills_tiles(codecs, cols) else {}
     stored = {
         f"{name}_ptr": over[name] if name in over else rows[0].new_empty(cols, dtype=dtype)
@@ -159,14 +159,21 @@ def chain_constants(codecs: Sequence[Affine], ragged: bool, vector: bool) -> dic
     own = [encode_constants(codec, ragged, vector) for codec in codecs]
     return {
         **{f"{name}{k}": constants[name] for k, constants in enumerate(own) for name in chain_kernel.PER_CODEC},
-        **{name: own[0][name] for name in chain_kernel.SHARED},
+        "VECTOR": vector,
+        "RAGGED": ragged,
+        "GROUP": _group_of_chain(codecs),
         "LANES": shared,
         "TILE": WARPS * 32 // shared,
     }
 
 
+def _group_of_chain(codecs: Sequence[Affine]) -> int:
+    """Elements of a group; any number does where nothing is quantized."""
+    return codecs[0].group if codecs else 128
+
+
 def _lanes_of_chain(codecs: Sequence[Affine]) -> int:
-    return min(lanes(codec.bits, codec.group, 32) for codec in codecs)
+    return min((lanes(codec.bits, codec.group, 32) for codec in codecs), default=_group_of_chain(codecs) // 32)
 
 
 def decode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares | None = None) -> dict[str, object]:
