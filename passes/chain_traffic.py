@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.grow_chain import Facts, is_read_in_memory
+from fxcompress.passes.grow_chain import Facts, is_mask, is_read_in_memory
 from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 from fxcompress.passes.same_place import readers_of
 from fxcompress.passes.traits import is_opaque
@@ -49,16 +49,19 @@ class Traffic:
             encoded: those of them that it encodes.
             held: encodings that chains found so far hold.
         """
-        lost = 0
+        # A kernel for masks alone stands in nobody's place.
+        alone = all(is_mask(node) for node in self.nodes)
+        lost = sum(nbytes_of(value.meta["val"]) for value in values if alone)
         before = self._ancestors()
         for value in values:
             nbytes = nbytes_of(value.meta["val"])
             readers = [reader for reader in readers_of(value) if reader not in self.nodes]
-            behind = self.facts.behind_libraries(value) if value in self.nodes else frozenset()
+            if value in self.nodes:
+                readers = [reader for reader in readers if not self.facts.is_behind_library(reader, value)]
             aten = self.facts.lowering(value) == ATEN and self.facts.number[value] not in held
             if aten and value not in encoded:
                 lost += nbytes
-            if any(reader not in behind and self._shares(reader, before) for reader in readers):
+            if any(self._shares(reader, before) for reader in readers):
                 lost += nbytes
             written = self.facts.lowering(value) == TRITON or is_read_in_memory(value, self.facts)
             if value in self.nodes and not written:
@@ -66,16 +69,22 @@ class Traffic:
         return lost
 
     def _shares(self, reader: fx.Node, before: set[fx.Node]) -> bool:
-        """Whether a kernel that computes `reader` could be one with the chain's."""
-        if is_opaque(reader) or reader in self.facts.made:
-            return False
-        if reader in before and op_name(reader) in REDUCTIONS and _sums_across(reader):
-            return False
-        kept = reader in self.facts.kept or reader in self.facts.returned or reader in self.facts.number
-        if op_name(reader) in REDUCTIONS or kept:
-            return True
-        # A pointwise result that is in no memory is computed where it is read.
-        return any(self._shares(following, before) for following in readers_of(reader))
+        """Whether a kernel that computes `reader` could be one with the chain's: a pointwise result that is in no
+        memory is computed where it is read."""
+        seen, waiting = {reader}, [reader]
+        while waiting:
+            node = waiting.pop()
+            if is_opaque(node) or node in self.facts.made:
+                continue
+            sums = op_name(node) in REDUCTIONS
+            if sums and node in before and _sums_across(node):
+                continue
+            if sums or node in self.facts.kept or node in self.facts.returned or node in self.facts.number:
+                return True
+            following = [reader for reader in readers_of(node) if reader not in seen]
+            seen.update(following)
+            waiting.extend(following)
+        return False
 
     def _ancestors(self) -> set[fx.Node]:
         """All that the chain's inputs are computed from by generated kernels."""

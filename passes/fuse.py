@@ -21,7 +21,7 @@ from fxcompress.codecs.base import Codec
 from fxcompress.codecs.chains import Chain
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.chain_traffic import Traffic
-from fxcompress.passes.choose import Choice
+from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.expressions import expression_of
 from fxcompress.passes.grow_chain import Facts, facts_of, grow_chain, inputs_of, is_mask
 from fxcompress.passes.ops import op_name
@@ -63,7 +63,7 @@ def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int, *, tight: boo
     """
     facts = facts_of(fw, choice.encodings, num_fwd_outputs)
     found: list[Fusion] = []
-    seeds = [e.source for e in choice.encodings if e.lowering == TRITON or (e.lowering == ATEN and is_mask(e.source))]
+    seeds = [encoding.source for encoding in choice.encodings if _is_seed(encoding)]
     held: set[int] = set()
     for source in sorted(seeds, key=facts.order.__getitem__):
         fusion = None if facts.number[source] in held else _fusion_at(source, held, facts, tight=tight)
@@ -77,6 +77,13 @@ def fuse(fw: fx.GraphModule, choice: Choice, num_fwd_outputs: int, *, tight: boo
     names = {encodings[number].storage.members[0].bw.name for number in numbers}
     decisions = tuple(replace(d, lowering=FUSED) if d.tensor.name in names else d for d in choice.decisions)
     return Choice(decisions, encodings), tuple(found)
+
+
+def _is_seed(encoding: Encoding) -> bool:
+    """Whether it is encoded in a kernel that does nothing else."""
+    source = encoding.source
+    packed = encoding.lowering == ATEN and is_mask(source) and lowering.wanted(source.meta["val"])
+    return encoding.lowering == TRITON or packed
 
 
 def _fusion_at(source: fx.Node, held: set[int], facts: Facts, *, tight: bool) -> Fusion | None:

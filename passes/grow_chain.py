@@ -31,7 +31,6 @@ class Facts:
         returned: values that are the user's.
         kept: values that are saved as they are.
         made, stored: nodes that chains found so far compute, and those of them that they store.
-        known: answers of `behind_libraries`.
     """
 
     order: dict[fx.Node, int]
@@ -41,7 +40,6 @@ class Facts:
     kept: frozenset[fx.Node]
     made: set[fx.Node] = field(default_factory=set)
     stored: set[fx.Node] = field(default_factory=set)
-    known: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
 
     def lowering(self, value: fx.Node) -> str:
         """How `value` is encoded, empty if it is not."""
@@ -50,19 +48,46 @@ class Facts:
     def is_loaded(self, value: fx.Node, reader: fx.Node) -> bool:
         """Whether `reader` has `value` from memory in any case. What is computed and stored, for a library or a mark of
         ours, the same kernel of Inductor's could go on with, unrounded, but not behind a library that reads it."""
-        if is_given(value):
+        if self.is_given(value):
             return True
         stored = value in self.stored or (value not in self.made and self._is_written(value))
-        return stored and reader in self.behind_libraries(value)
+        return stored and self.is_behind_library(reader, value)
+
+    def is_given(self, value: fx.Node) -> bool:
+        """Whether the caller or a library made it.
+
+        On a GPU, Inductor adds a convolution's bias in a kernel of its own, and a product's where only pointwise
+        operators read the sum.
+        """
+        maker = value.all_input_nodes[0] if value.target is operator.getitem else value
+        if op_name(maker) == "convolution" and maker.args[2] is not None:
+            return False
+        if op_name(maker) == "addmm" and not (value in self.number or value in self.kept or value in self.returned):
+            return any(is_opaque(reader) for reader in readers_of(value))
+        return maker.op == "placeholder" or is_opaque(maker)
+
+    def is_behind_library(self, reader: fx.Node, value: fx.Node) -> bool:
+        """Whether `reader` needs a library's result that needs `value`."""
+        between, waiting = {reader}, [reader]
+        while waiting:
+            for argument in waiting.pop().all_input_nodes:
+                if argument not in between and self.order[argument] > self.order[value]:
+                    between.add(argument)
+                    waiting.append(argument)
+        reached, calls, behind = {value}, set[fx.Node](), set[fx.Node]()
+        for node in sorted(between, key=self.order.__getitem__):
+            arguments = node.all_input_nodes
+            if not any(argument in reached for argument in arguments):
+                continue
+            reached.add(node)
+            if any(argument in behind or argument in calls for argument in arguments):
+                behind.add(node)
+            elif is_opaque(node) and not is_view(node):
+                calls.add(node)
+        return reader in behind
 
     def _is_written(self, value: fx.Node) -> bool:
         return self.lowering(value) == TRITON or is_read_in_memory(value, self)
-
-    def behind_libraries(self, value: fx.Node) -> frozenset[fx.Node]:
-        """What needs a library's result that needs `value`."""
-        if value not in self.known:
-            self.known[value] = _behind_libraries(value, self.order)
-        return self.known[value]
 
 
 def facts_of(fw: fx.GraphModule, encodings: tuple[Encoding, ...], num_fwd_outputs: int) -> Facts:
@@ -74,14 +99,6 @@ def facts_of(fw: fx.GraphModule, encodings: tuple[Encoding, ...], num_fwd_output
     order = {node: i for i, node in enumerate(fw.graph.nodes)}
     number = {encoding.source: i for i, encoding in enumerate(encodings)}
     return Facts(order, encodings, number, returned, kept)
-
-
-def is_given(value: fx.Node) -> bool:
-    """Whether the caller or a library made it. On a GPU, Inductor adds a convolution's bias in a kernel of its own."""
-    if value.target is operator.getitem:
-        (value,) = value.all_input_nodes
-    biased = op_name(value) == "convolution" and value.args[2] is not None
-    return value.op == "placeholder" or (is_opaque(value) and not biased)
 
 
 def grow_chain(source: fx.Node, facts: Facts) -> set[fx.Node]:
@@ -105,22 +122,9 @@ def full_arguments(node: fx.Node) -> list[fx.Node]:
     return [value_of(argument) for argument in node.all_input_nodes if not repeats(argument, node)]
 
 
-def _behind_libraries(value: fx.Node, order: dict[fx.Node, int]) -> frozenset[fx.Node]:
-    reached, calls, behind = {value}, set[fx.Node](), set[fx.Node]()
-    for node, at in order.items():
-        if at <= order[value] or not any(argument in reached for argument in node.all_input_nodes):
-            continue
-        reached.add(node)
-        if any(argument in behind or argument in calls for argument in node.all_input_nodes):
-            behind.add(node)
-        elif is_opaque(node) and not is_view(node):
-            calls.add(node)
-    return frozenset(behind)
-
-
 def _reach(source: fx.Node, left_out: set[fx.Node], facts: Facts) -> set[fx.Node]:
     nodes: set[fx.Node] = set()
-    if not is_given(source) and not _add_producers(source, source, nodes, facts):
+    if not facts.is_given(source) and not _add_producers(source, source, nodes, facts):
         return set()
     waiting = [(facts.order[reader], reader) for value in nodes or {source} for reader in readers_of(value)]
     heapq.heapify(waiting)
@@ -181,11 +185,7 @@ def _computes(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
         return False
     if is_mask(node) and (readers_of(node) or node not in facts.number):
         return False
-    shape = node.meta["val"].shape
-    for argument in node.all_input_nodes:
-        if not repeats(argument, node) and (argument.meta["val"].shape != shape or not is_in_place(argument)):
-            return False
-    return True
+    return all(repeats(argument, node) or is_in_place(argument, node) for argument in node.all_input_nodes)
 
 
 def _joins_product(node: fx.Node) -> bool:

@@ -29,12 +29,15 @@ def lies_as(value: fx.Node, source: fx.Node) -> bool:
     return bool(one.shape == two.shape and one.stride() == two.stride() and memory_order(one) is not None)
 
 
-def is_in_place(argument: fx.Node) -> bool:
-    """Whether a view has its value's elements in their order: none, or one of the whole that is contiguous too."""
-    value = value_of(argument)
+def is_in_place(argument: fx.Node, node: fx.Node) -> bool:
+    """Whether an argument of the size of `node` has its value's elements in their order: if it is no view, or one of
+    the whole that is contiguous too."""
+    value, one = value_of(argument), argument.meta.get("val")
+    if not isinstance(one, torch.Tensor) or one.dtype not in FLOATS or one.shape != node.meta["val"].shape:
+        return False
     if argument is value:
         return True
-    one, two = argument.meta["val"], value.meta.get("val")
+    two = value.meta.get("val")
     if not isinstance(two, torch.Tensor) or storage_key(argument) != storage_key(value) or one.dtype != two.dtype:
         return False
     whole = one.numel() == two.numel() and one.storage_offset() == two.storage_offset()

@@ -35,6 +35,13 @@ def gated(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (inner * torch.sigmoid(inner) * (x @ up)) @ down
 
 
+def channels(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Statistics over rows, which take a kernel of their own, and a rectified normalization with them."""
+    inner = x @ first
+    variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
+    return torch.relu((inner - mean) * torch.rsqrt(variance + 1)) @ second
+
+
 def capture_pair(function: Callable[..., Any], dtype: torch.dtype = torch.bfloat16) -> Pair:
     """A pair of square operands, of which the first wants a gradient."""
     torch.manual_seed(0)
@@ -138,8 +145,9 @@ def test_activations_are_left_to_inductor_without_a_kernel_of_ours(options: dict
     assert FUSED not in lowerings(result).values()
 
 
-def test_nothing_is_fused_on_a_cpu() -> None:
-    copy, result = rewritten(capture_pair(mlp))
+@pytest.mark.parametrize("function", [mlp, channels])
+def test_nothing_is_fused_on_a_cpu(function: Callable[..., Any]) -> None:
+    copy, result = rewritten(capture_pair(function))
     assert FUSED not in lowerings(result).values() and not compat.triton_nodes(copy.fw.graph)
 
 
@@ -186,13 +194,6 @@ def test_a_chain_ends_where_a_product_comes_in_between() -> None:
     assert "i1_ptr" not in first and "i1_ptr" in second
     # What the first stores is what the second reads.
     assert first["t0_ptr"].meta["val"].numel() == SIDE**2
-
-
-def channels(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Statistics over rows, which take a kernel of their own, and a rectified normalization with them."""
-    inner = x @ first
-    variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
-    return torch.relu((inner - mean) * torch.rsqrt(variance + 1)) @ second
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -266,3 +267,27 @@ def test_what_cannot_be_overwritten_is_left_to_inductor() -> None:
     operands = [torch.randn(66, 66, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     _, result = rewritten(capture(odd, operands))
     assert FUSED not in lowerings(result).values() and TRITON in lowerings(result).values()
+
+
+def biased(x: Tensor, bias: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """A product with a bias that only pointwise operators read: Inductor adds the bias in their kernel, unrounded."""
+    return torch.relu(torch.addmm(bias[0], x, first) * 2) @ second
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_bias_that_inductor_adds_itself_is_left_to_it() -> None:
+    _, result = rewritten(capture_pair(biased))
+    assert FUSED not in lowerings(result).values() and TRITON in lowerings(result).values()
+
+
+def masked(x: Tensor, mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """A mask of the caller's among the arguments: booleans are loaded by nobody."""
+    return ((x @ first) * (mask > 0) * 2) @ second
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_booleans_are_no_arguments() -> None:
+    copy, _ = rewritten(capture_pair(masked))
+    for arguments in kernel_arguments(copy.fw):
+        given = [node for name, node in arguments.items() if name.startswith("i")]
+        assert all(node.meta["val"].dtype == torch.bfloat16 for node in given)
