@@ -53,18 +53,20 @@ def repeats(argument: fx.Node, node: fx.Node) -> bool:
     value, one, two = value_of(argument), argument.meta.get("val"), node.meta.get("val")
     if not isinstance(one, torch.Tensor) or not isinstance(two, torch.Tensor) or one.dtype not in FLOATS:
         return False
+    if one.shape == two.shape:
+        return False
     whole, order = value.meta.get("val"), memory_order(two)
     if not isinstance(whole, torch.Tensor) or whole.dtype != one.dtype or memory_order(whole) is None or order is None:
         return False
     if storage_key(argument) != storage_key(value) or whole.numel() != one.numel() or one.dim() > two.dim():
         return False
-    places = one.expand(two.shape).stride()
-    period, outside = 1, False
+    missing, period, outside = two.dim() - one.dim(), 1, False
     for dim in reversed(order.dims):
         if two.shape[dim] == 1:
             continue
-        outside = outside or places[dim] == 0
-        if places[dim] != (0 if outside else period):
+        same = dim < missing or one.shape[dim - missing] == 1
+        outside = outside or same
+        if outside != same or (not same and one.stride(dim - missing) != period):
             return False
         period *= 1 if outside else two.shape[dim]
     return outside and period == one.numel() and period % 8 == 0 and period <= LONGEST_PERIOD
