@@ -29,7 +29,7 @@ from fxcompress.codecs.affine import Affine, chain_kernel
 from fxcompress.codecs.chains import Chain
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.options import Options
-from fxcompress.testing_graphs import capture, run
+from fxcompress.testing_graphs import Ran, capture, run
 
 
 @triton.jit
@@ -253,11 +253,27 @@ def layers(x: Tensor, *weights: Tensor) -> Tensor:
     return x
 
 
-def test_a_rewritten_pair_computes_the_same_fused_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def normed(x: Tensor, *weights: Tensor) -> Tensor:
+    """Two normalizations of columns with ReLU, the first's result taken off the second: nothing but exact operators."""
+    first, second, third = weights
+    inner = x @ first
+    variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
+    between = torch.relu((inner - mean) * torch.rsqrt(variance + 1))
+    inner = between @ second
+    variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
+    return torch.relu((inner - mean) * torch.rsqrt(variance + 1) - between) @ third
+
+
+def run_both(
+    function: Callable[..., Tensor], count: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[int], list[Ran]]:
+    """Launches and what they come to, unfused and fused."""
     monkeypatch.setattr(lowering, "wanted", lambda _: True)
     monkeypatch.setattr(planes, "wanted", lambda _: True)
     torch.manual_seed(0)
-    pair = capture(layers, [torch.randn(64, 64, requires_grad=True), *(torch.randn(64, 64) / 8 for _ in range(6))])
+    pair = capture(
+        function, [torch.randn(64, 64, requires_grad=True), *(torch.randn(64, 64) / 8 for _ in range(count))]
+    )
     ran, launches = [], []
     for disabled in (("outline", "fuse"), ("outline",)):
         copy = pair.copy()
@@ -267,7 +283,40 @@ def test_a_rewritten_pair_computes_the_same_fused_and_not(monkeypatch: pytest.Mo
         pipeline.run(copy.fw, copy.bw, options)
         launches.append(len(compat.triton_nodes(copy.fw.graph)))
         ran.append(run(copy))
-    unfused, fused = ran
+    return launches, ran
+
+
+def test_a_rewritten_pair_of_exact_operators_is_equal_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, (unfused, fused) = run_both(normed, 3, monkeypatch)
+    assert launches[1] == 2 <= launches[0]
+    assert same(fused.outputs[0], unfused.outputs[0])
+    assert all(same(one, two) for one, two in zip(fused.saved, unfused.saved, strict=True))
+    assert all(same(one, two) for one, two in zip(fused.gradients, unfused.gradients, strict=True) if one is not None)
+
+
+STEPS = ("neg", "relu", "half", "square", "less", "times")
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=6))
+def test_any_chain_of_exact_operators_is_equal_bit_for_bit(steps: list[tuple[str, int, int]]) -> None:
+    def function(x: Tensor, *weights: Tensor) -> Tensor:
+        values = [x @ weights[0], x @ weights[1]]
+        for name, first, second in steps:
+            one, two = values[first % len(values)], values[second % len(values)]
+            unary = {"neg": -one, "relu": one.relu(), "half": one * 0.5, "square": one**2}
+            values.append({**unary, "less": one - two, "times": one * two}[name])
+        return values[-1] @ weights[2]
+
+    with pytest.MonkeyPatch.context() as patch:
+        _, (unfused, fused) = run_both(function, 3, patch)
+    assert same(fused.outputs[0], unfused.outputs[0])
+    assert all(same(one, two) for one, two in zip(fused.saved, unfused.saved, strict=True))
+    assert all(same(one, two) for one, two in zip(fused.gradients, unfused.gradients, strict=True) if one is not None)
+
+
+def test_a_rewritten_pair_computes_the_same_fused_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, (unfused, fused) = run_both(layers, 6, monkeypatch)
     assert launches == [6, 2]
     # Triton's functions in the interpreter and ATen's on a CPU differ in the last bits, and codes with them.
     assert torch.allclose(fused.outputs[0], unfused.outputs[0], rtol=1e-4, atol=1e-5)
