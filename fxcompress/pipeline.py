@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from torch import fx
 
-from fxcompress import compat
+from fxcompress.compat.kernels import computes_as_generated
 from fxcompress.error_table import ErrorTable
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
 from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
@@ -154,7 +154,7 @@ def run(
     outline = compiled and "outline" not in options.disable_passes
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
     fusions: tuple[Fusion, ...] = ()
-    if compiled and "fuse" not in options.disable_passes and compat.computes_as_generated():
+    if compiled and "fuse" not in options.disable_passes and computes_as_generated():
         choice, fusions = clock.run("fuse", lambda: fuse(fw, choice, count, tight=limits.budget is not None))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))

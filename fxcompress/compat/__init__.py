@@ -258,18 +258,6 @@ def auto_functionalized() -> Any:
     return operator
 
 
-def computes_as_generated() -> bool:
-    """Whether Inductor computes between load and store in fp32, with `libdevice` and Triton's own division.
-
-    `torch._inductor.config.emulate_precision_casts`, `.use_fast_math`, `.eager_numerics`: run in 2.13, read in 2.11.
-    """
-    from torch._inductor import config
-
-    eager = config.eager_numerics
-    unlike = (config.emulate_precision_casts, config.use_fast_math, eager.division_rounding, eager.disable_ftz)
-    return not any(unlike) and not getattr(eager, "use_pytorch_libdevice", False)
-
-
 def is_tracing() -> bool:
     """Whether make_fx is recording; `proxy_tensor.get_proxy_mode`: run in 2.13, read in 2.11."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
