@@ -32,7 +32,8 @@ def test_numerics_under_the_interpreter() -> None:
 def check(counts: Counts) -> None:
     assert counts.spills == counts.barriers == 0, counts
     assert counts.load_bits == counts.store_bits == 128, counts
-    assert counts.registers <= 128, counts
+    # A group of 1-bit codes is one thread's: 64 elements of each tensor, where others have 32.
+    assert counts.registers <= (192 if counts.what == "1 bit" else 128), counts
 
 
 @pytest.mark.parametrize("name", ["gelu", "swiglu"])
