@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.record import megabytes, ratio
-from bench.source_variants import MATCH
+from bench.source_variants import match_of
 from bench.variants import REFERENCE
 
 COLUMNS = (
@@ -45,8 +45,8 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _matched(row: Mapping[str, Any]) -> str | None:
-    name = str(row["variant"])
-    return name.removeprefix(MATCH) if name.startswith(MATCH) else None
+    match = match_of(str(row["variant"]))
+    return match.rest if match is not None else None
 
 
 def _four(row: Mapping[str, Any]) -> list[str]:

@@ -248,8 +248,8 @@ def _arguments() -> argparse.Namespace:
         "--variants",
         default="all",
         help="comma-separated: presets, default, block2d-2, affine-2; `all` of these; `matched`: ours@PRESET, our "
-        "fewest bytes at no more error than that preset's row (or ours@0.05: than a number); `curve`: widths and "
-        "bounds of comet",
+        "fewest bytes at no more error than that preset's row (or ours@0.05: than a number; ours:64@0.05: with "
+        "64 elements per range instead of 256); `curve`: widths and bounds of comet",
     )
     parser.add_argument("--curve", dest="variants", action="store_const", const="curve", help="--variants curve")
     parser.add_argument("--seeds", type=int, default=3, help="paired seeds of training")

@@ -59,7 +59,7 @@ class Options:
     is kept, recomputed and encoded is then chosen together, at no fewer bits than the other options say."""
     max_error: float | None = None
     """Highest predicted error of the whole gradient, per graph: ‖Δ‖/‖gradient‖ of one step. Widths are then chosen per
-    tensor, from 2 bits to keeping it, instead of `bits` and `operand_bits`: for the fewest saved bytes, or under a
+    tensor, from 1 bit to keeping it, instead of `bits` and `operand_bits`: for the fewest saved bytes, or under a
     budget for the least time. The first step calibrates; it runs at 8 bits, interpreted."""
     calibration: str | None = None
     """With `max_error`: path of a table of errors (`fxcompress calibrate`), not calibrated in the first step."""

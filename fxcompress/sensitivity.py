@@ -22,6 +22,7 @@ from fxcompress import analytic, codecs, ledger, plan_io
 from fxcompress.codecs.base import payload_nbytes
 from fxcompress.errors import OptionError, UnsupportedGraphError
 from fxcompress.options import Options
+from fxcompress.passes.choose import strictest
 from fxcompress.plan import Decision, GraphPlan, Plan
 from fxcompress.probe import coefficients, probing_backend
 from fxcompress.trace import planning_backend
@@ -150,7 +151,7 @@ def calibrate(
 
     step_quietly(model, run, probing_backend(options, measure))
     tensors = [(graph, decision, coefficient) for graph in sorted(found) for decision, coefficient in found[graph]]
-    widths = [_widths(decision) for _, decision, _ in tensors]
+    widths = [_widths(decision, plans[graph].decisions) for graph, decision, _ in tensors]
     sizes = [_elements(decision) for _, decision, _ in tensors]
     chosen = allocate([c for _, _, c in tensors], sizes, widths, average_bits)
     changed = {
@@ -186,8 +187,10 @@ def gradients_quietly(model: nn.Module, run: Run) -> Sequence[Tensor | None]:
             buffer.copy_(buffers[name])
 
 
-def _widths(decision: Decision) -> tuple[int, ...]:
-    match decision.tensor.need:
+def _widths(decision: Decision, all_of_graph: Sequence[Decision]) -> tuple[int, ...]:
+    """What the need classes of all views of its storage admit."""
+    storage = decision.tensor.storage
+    match strictest([other.tensor.need for other in all_of_graph if other.tensor.storage == storage]):
         case "derivative":
             return (1, 2, 4, 8)
         case "attention" | "logits":

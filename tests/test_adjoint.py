@@ -14,13 +14,9 @@ from fxcompress import curvature
 from fxcompress.adjoint import Stored, squared_errors
 from fxcompress.attention_math import attention_backward, differentiable
 from fxcompress.codecs.affine import Affine
-from fxcompress.codecs.order import memory_order
 from fxcompress.curvature import bent
 from fxcompress.facts import SavedTensor
-from fxcompress.joint_errors import joined
-from fxcompress.passes.alias import Storage
-from fxcompress.passes.choose import Encoding
-from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.find_saved import placeholders
 from fxcompress.perturbation import Repeater
 from fxcompress.rounding_error import expected_square
 
@@ -197,34 +193,3 @@ def test_one_and_two_bits_are_corrected_for_what_bends_also_in_layers_alike(
         assert found[name][place] > 1.05 * first[name][place]
         measured = [repeater.squared_error([(stored[name], CODECS[place], salt)]) for salt in range(7, 11)]
         assert found[name][place] == pytest.approx(sum(measured) / len(measured), rel=0.1)
-
-
-def test_errors_that_meet_make_coarse_ones_larger_until_the_plan_is_as_exact_as_predicted() -> None:
-    """Two factors of one product: coarse together they are worse than the sum of each alone."""
-    torch.manual_seed(0)
-    graph = fx.Graph()
-    x, y, g = (graph.placeholder(name) for name in "xyg")
-    both = graph.call_function(torch.ops.aten.mul.Tensor, (x, y))
-    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (both, g)),))
-    bw = fx.GraphModule(nn.Module(), graph)
-    values = [torch.randn(512, 64) for _ in range(3)]
-    stored = {node.name: Stored((node,), 0, CODECS) for node in (x, y)}
-    encodings = [encoding_of(node, values[0]) for node in (x, y)]
-    first, squared, _ = squared_errors(bw, stored, values, draws=8)
-    repeater = Repeater(bw, values)
-    found = joined(first, stored, encodings, 4 * squared, repeater)
-    factor = found["x"][2] / first["x"][2]
-    assert factor > 1.1 and found["y"][2] / first["y"][2] == pytest.approx(factor)
-    assert found["x"][:2] == first["x"][:2]
-    together = repeater.squared_error([(stored[name], CODECS[2], 5) for name in "xy"])
-    assert found["x"][2] + found["y"][2] == pytest.approx(together, rel=0.1)
-    assert joined(first, stored, encodings, 1e-6 * squared, repeater) == first
-
-
-def encoding_of(node: fx.Node, value: Tensor) -> Encoding:
-    """As `choose` would make it for a saved tensor of this node."""
-    node.meta["val"] = value
-    order = memory_order(value)
-    assert order is not None
-    storage = Storage(node, (SavedPair(0, node, node),), "", value.nbytes, ((),))
-    return Encoding(storage, node, CODECS[0], order)

@@ -128,3 +128,29 @@ def test_the_closed_form_is_what_repeated_passes_measure(tmp_path: Path) -> None
     assert derived
     for name in derived:
         assert 0.75 < closed[name] / solo[name] < 1.35, (name, closed[name], solo[name])
+
+
+class Attention(nn.Module):
+    """One fused attention, whose result is read again by its own backward and as a product's operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return a scalar."""
+        q, k, v = self.qkv(x).view(4, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = (nn.functional.gelu(self.out(mixed.transpose(1, 2).flatten(2))) * weights).sum()
+        return out
+
+
+def test_what_attention_reads_has_8_bits_whatever_else_reads_it(tmp_path: Path) -> None:
+    """q, k, v and the result are four fifths of the elements; the GELU's argument has 1 bit at the least."""
+    torch.manual_seed(0)
+    model, inputs = Attention(), (torch.randn(4, 16, 32), torch.randn(4, 16, 32))
+    options = Options(bits=4, operand_bits=4, min_bytes=64, inner="aot_eager")
+    with pytest.raises(OptionError, match=rf"admit is {8 * 4 / 5 + 1 / 5:g}"):
+        sensitivity.calibrate(
+            model, lambda compiled: compiled(*inputs), tmp_path / "p.json", average_bits=6, options=options
+        )

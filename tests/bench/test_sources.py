@@ -14,7 +14,7 @@ from bench.models.digits_nets import ViT
 from bench.models.gcn import club
 from bench.source_table import markdown
 from bench.source_tasks import TASKS
-from bench.source_variants import CURVE, make, named
+from bench.source_variants import CURVE, Match, make, match_of, named
 from bench.sources import Setting, bits_per_element, run, stored
 from fxcompress.codecs.affine import Affine
 from fxcompress.options import from_mapping
@@ -42,9 +42,12 @@ def test_the_club_is_networkxs_own() -> None:
 def test_variants_by_name(tmp_path: Path) -> None:
     assert {"default", "division", "gact-l2"} <= set(named("all"))
     assert named("plain,comet,curve") == ["comet", *CURVE] and "ours@comet" in named("matched")
-    assert named("ours@0.05") == ["ours@0.05"]
-    with pytest.raises(ValueError, match="'divison'"):
-        named("divison")
+    assert named("ours@0.05,ours:64@comet") == ["ours@0.05", "ours:64@comet"]
+    assert match_of("ours:64@0.05") == Match("0.05", 64) and Match("0.05", 64).limit == 0.05
+    assert match_of("ours@gact-l1") == Match("gact-l1", 256) and match_of("comet-4b-0.5") is None
+    for wrong in ("divison", "ours@divison", "ours:x@comet", "ours@"):
+        with pytest.raises(ValueError, match=f"'{wrong}'"):
+            named(wrong)
     for name in (*CURVE, *(name for name, preset in PRESETS.items() if not preset.made_by)):
         from_mapping(make(name, TASKS["cnn"], "aot_eager", tmp_path, lambda _: 0.0).options)
     assert bits_per_element(None) is None
