@@ -35,7 +35,7 @@ from fxcompress.codecs.valueset.reference import BLOCK
 
 ARCHS = (80, 90)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 
@@ -176,7 +176,7 @@ def measure(case: Case, arch: int) -> Counts:
 
 def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
     """Function, parameters, constants, warps and elements of one program."""
-    pointer = _POINTERS[case.dtype]
+    pointer = POINTERS[case.dtype]
     if isinstance(case.codec, Valueset):
         parts = (
             {"x_ptr": pointer, "bits_ptr": "*u8"} if case.side == "encode" else {"bits_ptr": "*u8", "y_ptr": pointer}
@@ -206,7 +206,7 @@ def _program(case: Case) -> tuple[Any, dict[str, str], dict[str, object], int, i
 
 
 def _cells_program(case: Case, codec: Block2d) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
-    pointer, sizes = _POINTERS[case.dtype], {"n_cells": "i32", "down": "i32", "across": "i32"}
+    pointer, sizes = POINTERS[case.dtype], {"n_cells": "i32", "down": "i32", "across": "i32"}
     elements = cell_launch.TILE * cell_launch.SIDE**2
     if case.side == "encode":
         parameters = {"x_ptr": pointer, "codes_ptr": "*u8", "word_ptr": "*i32", **sizes, "salt": "i32"}
@@ -216,7 +216,7 @@ def _cells_program(case: Case, codec: Block2d) -> tuple[Any, dict[str, str], dic
 
 
 def _planes_program(case: Case, codec: Dual) -> tuple[Any, dict[str, str], dict[str, object], int, int]:
-    pointer, sizes = _POINTERS[case.dtype], {"n_planes": "i32", "down": "i32", "across": "i32"}
+    pointer, sizes = POINTERS[case.dtype], {"n_planes": "i32", "down": "i32", "across": "i32"}
     parts = {"means_ptr": "*bf16", "codes_ptr": "*u8", "word_ptr": "*i32"}
     constants = dual_launch.decode_constants(codec) if case.side == "decode" else dual_launch.encode_constants(codec)
     elements = int(str(constants["PLANES"])) * codec.height * codec.width

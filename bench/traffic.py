@@ -123,15 +123,17 @@ def main() -> int:
 
 
 def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
-    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b, operands at b too, and those
-    without kernels of ours."""
+    """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b and operands at b too; of the
+    latter also without kernels of ours, and without those that compute a chain next to encodes."""
     options = {"exact": Options(lossy=False, disable_passes=INLINED)}
     for bits in widths:
-        options[f"{bits} bit"] = Options(bits=bits, disable_passes=INLINED)
+        name = f"{bits} bit"
+        options[name] = both = Options(bits=bits, disable_passes=INLINED)
         if bits != Options().operand_bits:
-            both = Options(bits=bits, operand_bits=bits, disable_passes=INLINED)
-            options[f"{bits} bit, operands too"] = both
-            options[f"{bits} bit, operands too, ATen"] = replace(both, disable_passes=(*INLINED, "pick_lowering"))
+            name, both = f"{name}, operands too", replace(both, operand_bits=bits)
+            options[name] = both
+            options[f"{name}, ATen"] = replace(both, disable_passes=(*INLINED, "pick_lowering"))
+        options[f"{name}, unfused"] = replace(both, disable_passes=(*INLINED, "fuse"))
     return {REFERENCE: plain, **{name: ActcompPartitioner(chosen) for name, chosen in options.items()}}
 
 

@@ -17,6 +17,10 @@ OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named, and with them the inputs of a backward that are payloads."""
 
 
+FUSED = "compute_and_encode"
+"""How kernels are named that `fuse` makes of a chain and its encodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """The kernels of one training step.
@@ -78,6 +82,8 @@ def compare(ours: Step, plain: Step) -> Parts:
 
 def is_alone(kernel: Kernel) -> bool:
     """Whether it computes nothing but parts of encodes or decodes."""
+    if kernel.name.startswith(FUSED):
+        return False
     return not kernel.library and bool(kernel.origins) and all(name.startswith(OURS) for name in kernel.origins)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from torch import fx
 
+from fxcompress.compat.kernels import computes_as_generated
 from fxcompress.error_table import ErrorTable
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
 from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
@@ -31,6 +32,7 @@ from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
 from fxcompress.passes.fingerprint import fingerprint
+from fxcompress.passes.fuse import Fusion, fuse
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_codec import keeps_zeros
@@ -151,11 +153,18 @@ def run(
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
+    fusions: tuple[Fusion, ...] = ()
+    if compiled and "fuse" not in options.disable_passes and computes_as_generated():
+        choice, fusions = clock.run("fuse", lambda: fuse(fw, choice, count, tight=limits.budget is not None))
     if channels_last and "shield_inputs" not in options.disable_passes:
         clock.run("shield_inputs", lambda: shield_inputs(fw, bw))
     if fused and "store_encoded" not in options.disable_passes:
         clock.run("store_encoded", lambda: store_encoded(fw, choice.encodings))
-    clock.run("rewrite", lambda: rewrite(fw, bw, choice.encodings, decompositions=decompositions, seed=options.seed))
+    stand_ins = clock.run(
+        "rewrite",
+        lambda: rewrite(fw, bw, choice.encodings, fusions, decompositions=decompositions, seed=options.seed),
+    )
+    user_outputs = [stand_ins.get(out, out) if isinstance(out, fx.Node) else out for out in user_outputs]
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))

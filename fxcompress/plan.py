@@ -7,9 +7,9 @@ from fxcompress.facts import Peak, SavedTensor, Size
 SCHEMA_VERSION = 4
 Param = int | float | str | bool
 KEEP = "keep"
-ATEN, TRITON, OPERATOR = "aten", "triton", "operator"
-"""The code that encodes a tensor: operators that the compiler fuses, a kernel of ours, or one operator that it calls.
-All compute equal bits."""
+ATEN, TRITON, FUSED, OPERATOR = "aten", "triton", "fused", "operator"
+"""The code that encodes a tensor: operators that the compiler fuses, a kernel of ours, one that also computes what
+makes or reads the tensor, or one operator that the compiler calls. All compute equal bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Decision:
     """Payload bytes after encoding; for `keep`, those of the whole storage."""
     reason: str
     lowering: str = ""
-    """The code that encodes it, `ATEN`, `TRITON` or `OPERATOR`; empty where nothing is encoded."""
+    """The code that encodes it, `ATEN`, `TRITON`, `FUSED` or `OPERATOR`; empty where nothing is encoded."""
     predicted_error: float = 0.0
     """What its storage alone is predicted to do to the gradient: ‖Δ‖/‖gradient‖. 0 where exact or not predicted."""
 

@@ -13,43 +13,58 @@ from torch import fx
 
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.fuse import Fusion
 from fxcompress.passes.liveness import is_fused_away
 from fxcompress.passes.phases import phase_of
 from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, set_outputs
 from fxcompress.passes.write_codec import Templates, write_decode, write_encode
+from fxcompress.passes.write_fused import redirect, write_fused
 
 DECODES = "decodes"
 """`node.meta["actcomp"]` is (DECODES, name) where a node decodes the saved tensor of that name."""
 
 
 def rewrite(
-    fw: fx.GraphModule, bw: fx.GraphModule, encodings: Sequence[Encoding], *, decompositions: object | None, seed: int
-) -> None:
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    encodings: Sequence[Encoding],
+    fusions: Sequence[Fusion] = (),
+    *,
+    decompositions: object | None,
+    seed: int,
+) -> dict[fx.Node, fx.Node]:
     """Save the encoded storages instead of the tensors.
 
     Args:
         fw, bw: the pair, edited in place.
         encodings: what `choose` decided.
+        fusions: chains whose kernels also encode some of them.
         decompositions: table under which new nodes are traced; the inner compiler's own, or None.
         seed: of the rounding noise; together with the encoding's number it names the tensor in the noise.
+
+    Returns:
+        What stands for forward nodes that the kernels of `fusions` store now.
     """
     templates: Templates = {}
     backward = phase_of(bw)
     payloads: dict[int, list[fx.Node]] = {}
     encoded: set[int] = set()
+    fused, results = _insert_fusions(fw, encodings, fusions, seed, templates, decompositions)
     for index, encoding in enumerate(encodings):
         pairs = encoding.storage.members
         fuses = all(is_fused_away(pair.bw, backward) for pair in pairs)
-        parts = _insert_encode(fw, encoding, index, seed, templates, decompositions)
+        parts = fused.get(index) or _insert_encode(fw, encoding, index, seed, templates, decompositions)
         _insert_decode(fw, bw, encoding, parts, templates, decompositions, fuses=fuses)
         payloads[pairs[0].position] = parts
         encoded.update(pair.position for pair in pairs)
+    redirect(fw.graph, results)
     _save(fw, payloads, encoded)
     # Views that are no longer saved: an interpreter would hold what they view to the end of the forward.
     fw.graph.eliminate_dead_code()
     for gm in (fw, bw):
         gm.graph.lint()
         gm.recompile()
+    return results
 
 
 def decoding_nodes(bw: fx.GraphModule) -> dict[str, fx.Node]:
@@ -63,17 +78,41 @@ def tensor_salt(seed: int, index: int) -> int:
     return (seed * 0x9E3779B1 + index * 0x85EBCA77) & 0xFFFFFFFF
 
 
+def _insert_fusions(
+    fw: fx.GraphModule,
+    encodings: Sequence[Encoding],
+    fusions: Sequence[Fusion],
+    seed: int,
+    templates: Templates,
+    decompositions: object,
+) -> tuple[dict[int, list[fx.Node]], dict[fx.Node, fx.Node]]:
+    """Write the kernels; returns the payloads of what they encode, and what stands for what they store."""
+    payloads: dict[int, list[fx.Node]] = {}
+    results: dict[fx.Node, fx.Node] = {}
+    for fusion in fusions:
+        labels = {
+            index: (_payload_names(encodings[index], index), tensor_salt(seed, index)) for index in fusion.encoded
+        }
+        parts, made = write_fused(fw.graph, fusion, encodings, labels, results, templates, decompositions)
+        payloads.update(parts)
+        results.update(made)
+    return payloads, results
+
+
 def _insert_encode(
     fw: fx.GraphModule, encoding: Encoding, index: int, seed: int, templates: Templates, decompositions: object
 ) -> list[fx.Node]:
-    source = encoding.source
-    fields = encoding.codec.fields(encoding.order.cols, source.meta["val"].dtype)
-    names = [f"{PREFIX}{index}_{field.name}" for field in fields]
-    anchor = source
+    anchor = encoding.source
     while anchor.next.op == "placeholder":
         anchor = anchor.next
     with fw.graph.inserting_before(anchor.next):
+        names = _payload_names(encoding, index)
         return write_encode(fw.graph, encoding, names, tensor_salt(seed, index), templates, decompositions)
+
+
+def _payload_names(encoding: Encoding, index: int) -> list[str]:
+    fields = encoding.codec.fields(encoding.order.cols, encoding.source.meta["val"].dtype)
+    return [f"{PREFIX}{index}_{field.name}" for field in fields]
 
 
 def _insert_decode(

@@ -184,7 +184,7 @@ def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
         salt = torch.full((), 0, dtype=torch.int64, device=val.device)
         packed = make_fx(encode, **_how(val, decompositions))(val, salt)
     lowering.share_outputs(packed)
-    packed = _clean(packed)
+    packed = clean(packed)
     _, noise = placeholders(packed)
     if not noise.users:
         packed.graph.erase_node(noise)
@@ -199,7 +199,7 @@ def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
         return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
 
     with compat.fake_mode_of([val]), torch.no_grad():
-        unpacked = _clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
+        unpacked = clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
     if lowering.wanted(val):
         cast_last(unpacked)
     return unpacked
@@ -216,7 +216,7 @@ def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:
     return {"tracing_mode": "real" if _is_static(val) else "symbolic", "decomposition_table": decompositions}
 
 
-def _clean(gm: fx.GraphModule) -> fx.GraphModule:
+def clean(gm: fx.GraphModule) -> fx.GraphModule:
     """Without dead code and without the aliases that tracing puts behind reinterpreted bits: nodes cost time."""
     for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
         node.replace_all_uses_with(node.args[0])

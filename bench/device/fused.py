@@ -15,17 +15,31 @@ from torch import Tensor
 
 from bench.device.bandwidth import COLS, MIB, rows_of, seconds_of
 from bench.device.codecs import SALT, lowered
-from bench.device.section import Cases, Measured, Scale
+from bench.device.section import Cases, Measured, Scale, need_cuda
 from fxcompress import codecs
+from fxcompress.codecs import lowering
 from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.codecs.chains import Chain
 from fxcompress.passes.realize import FOR_GPU
 
 BYTES = 256 * MIB
 DTYPE = torch.bfloat16
+_GELU = Chain(
+    inputs=("x",),
+    steps=(
+        ("half", "x * 0.5"),
+        ("scaled", "x * 0.7071067811865476"),
+        ("erf", "libdevice.erf(scaled)"),
+        ("sum", "erf + 1.0"),
+        ("y", "half * sum"),
+    ),
+    stored=("y",),
+    encoded=("x",),
+)
 
 
 def cases(scale: Scale) -> Cases:
-    """All pairs at every width, and GELU followed by the hand-written kernel."""
+    """All pairs at every width, GELU followed by the hand-written kernel, and one kernel of ours for both."""
     found: dict[str, Callable[[], Measured]] = {}
     for bits in (2,) if scale.toy else (2, 4, 8):
         codec = codecs.make("affine", bits=bits, rounding="nearest" if bits == 8 else "stochastic")
@@ -33,6 +47,7 @@ def cases(scale: Scale) -> Cases:
             ("gelu + save", time_save),
             ("decode + gelu backward", time_derivative),
             ("gelu, then kernel", time_kernel),
+            ("gelu + save, one kernel", time_chain),
             ("decode + batch norm backward", time_sums),
         ):
             found[f"{name} {bits} bit"] = functools.partial(measured, codec, scale)
@@ -52,6 +67,25 @@ def time_kernel(codec: Codec, scale: Scale) -> Measured:
     encode, _ = lowered(codec, COLS, DTYPE, "triton", scale)
     alone = _gelu(x, scale)
     return _compared(lambda: (alone(), encode(x)), alone, x.nbytes + _payload(codec, x), 2 * x.nbytes, scale)
+
+
+def time_chain(codec: Codec, scale: Scale) -> Measured:
+    """The kernel that `fuse` writes for GELU and the encode of its argument. `ok`: it stores what GELU alone does, and
+    the bits of the encode by itself."""
+    need_cuda(scale)
+    x = rows_of(codec, DTYPE, BYTES, scale)
+    flat, alone = x.view(-1), _gelu(x, scale)
+
+    def both() -> tuple[Tensor, ...]:
+        return lowering.encode_chain(_GELU, [codec], [flat], [DTYPE])
+
+    kernels = lowering.find(codec, COLS, DTYPE)
+    assert kernels is not None
+    y, *parts = both()
+    wanted = kernels.encode(x, 0)
+    equal = torch.equal(y.view_as(x), alone())
+    ok = equal and all(torch.equal(one, two.view_as(one)) for one, two in zip(parts, wanted, strict=True))
+    return {"ok": ok, **_compared(both, alone, _payload(codec, x), 2 * x.nbytes, scale)}
 
 
 def time_derivative(codec: Codec, scale: Scale) -> Measured:

@@ -4,6 +4,7 @@ Run in torch 2.13. `dependencies.MemoryDep` states an index expression over loop
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,9 +123,11 @@ def _written_by_hand(node: Any) -> Scheduled:
 
     filled = frozenset(argument.get_name() for argument in node.node.mutable_args)
     accesses = [access for source in _flat(node.node.inputs) for access in _whole(source)]
+    # A result that lies over an operand is an argument of its own.
+    given = Counter(access.buffer for access in accesses)
     makers: list[Any] = [V.graph.get_buffer(name) for name in filled]
     origins = frozenset(origin.name for maker in makers for origin in maker.get_origins())
-    reads = tuple(access for access in accesses if access.buffer not in filled)
+    reads = tuple(access for access in accesses if access.buffer not in filled or given[access.buffer] > 1)
     return Scheduled(False, filled, origins, reads, tuple(a for a in accesses if a.buffer in filled))
 
 

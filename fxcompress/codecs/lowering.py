@@ -8,7 +8,7 @@ Results are those of `codec.encode` and `codec.decode`, bit for bit, except for 
 Inf, which decode alike. Triton is imported by `find`, and only for a codec that has kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxcompress import compat
 from fxcompress.codecs.base import Codec
+from fxcompress.codecs.chains import Chain
 
 _MODULES = MappingProxyType(
     {
@@ -89,6 +90,43 @@ def find(codec: Codec, cols: int, dtype: torch.dtype) -> Kernels | None:
     return Kernels(encode, decode)
 
 
+def fits_chain(codecs: Sequence[Codec], cols: int, dtype: torch.dtype) -> bool:
+    """Whether one kernel can compute a chain of `cols` elements and encode values of `dtype` with each of `codecs`."""
+    if any(codec.name != "affine" for codec in codecs):
+        return False
+    return not import_module(_MODULES["affine"]).refuse_together(codecs, cols, dtype)
+
+
+def fits_mask(mask: Codec, codecs: Sequence[Codec], cols: int) -> bool:
+    """Whether a kernel that quantizes values with `codecs`, if any, can also pack a mask of `cols` elements."""
+    if find(mask, cols, torch.bool) is None or mask.name != "valueset":
+        return False
+    return bool(import_module(_MODULES["affine"]).packs_masks(codecs, cols))
+
+
+def fills_tiles(codecs: Sequence[Codec], cols: int) -> bool:
+    """Whether a chain's kernel for `cols` elements reads each of them once, so that results may lie over inputs."""
+    return bool(import_module(_MODULES["affine"]).fills_tiles(codecs, cols))
+
+
+def encode_chain(
+    chain: Chain, codecs: Sequence[Codec], rows: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
+) -> tuple[torch.Tensor, ...]:
+    """Compute and encode what `fits_chain`; runs, or becomes one node under make_fx.
+
+    Args:
+        chain: what is computed.
+        codecs: of `chain.encoded`.
+        rows: `chain.inputs`, `[cols]` each, or a part of it that repeats.
+        dtypes: of `chain.stored`.
+
+    Returns:
+        `chain.stored`, `[cols]` each, and all payloads one after the other, those of `chain.masks` last.
+    """
+    launch: Launch = import_module(_MODULES["affine"]).encode_chain(chain, codecs, rows, dtypes)
+    return perform(launch)
+
+
 def perform(launch: Launch) -> tuple[torch.Tensor, ...]:
     """Run the kernel and return its outputs in order; under make_fx, record it as one node instead."""
     if compat.is_tracing():
@@ -143,11 +181,13 @@ def share_outputs(gm: fx.GraphModule) -> None:
             result.meta["val"] = filled[result.args[1]]
 
 
-def set_salt(node: fx.Node, salt: int) -> None:
-    """Name the tensor in the noise of an encode kernel; a kernel without noise is left as it is."""
+def set_salt(node: fx.Node, salt: int, number: int | None = None) -> None:
+    """Name the tensor in the noise of an encode kernel, the `number`-th of a chain's; a kernel without noise is left as
+    it is."""
+    name = "salt" if number is None else f"salt{number}"
     arguments: Any = node.kwargs["kwargs"]
-    if "salt" in arguments:
-        node.update_kwarg("kwargs", {**arguments, "salt": signed(salt)})
+    if name in arguments:
+        node.update_kwarg("kwargs", {**arguments, name: signed(salt)})
 
 
 def signed(salt: int) -> int:

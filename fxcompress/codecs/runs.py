@@ -101,6 +101,40 @@ def load_run(
 
 
 @triton.jit
+def load_repeated(
+    ptr,
+    base,
+    n_groups,
+    at,
+    end,
+    PERIOD: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    LANES: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """What `load_run` returns, of one row in which PERIOD elements, a multiple of 8 and at most 2¹⁹, come anew."""
+    column = tl.arange(0, LANES * 4)[None, :]
+    group = base + tl.minimum(tl.arange(0, TILE), n_groups - 1 - base)[:, None]
+    within = at % GROUP + column // 4 * 8
+    if PERIOD % GROUP == 0:
+        near = group % (PERIOD // GROUP) * GROUP + within
+    else:
+        near = (group % PERIOD * GROUP + within) % PERIOD
+    first = ptr + (near + column % 4)
+    a, b = tl.load(first).to(tl.float32), tl.load(first + 4).to(tl.float32)
+    out = split4(a, TILE, LANES) + split4(b, TILE, LANES)
+    if not RAGGED:
+        return out
+    last = tl.load(ptr + (PERIOD - 1)).to(tl.float32)
+    inside = at + tl.arange(0, LANES)[None, :] * 8 < end
+    filled = ()
+    for i in tl.static_range(8):
+        filled += (tl.where(inside, out[i], last),)
+    return filled
+
+
+@triton.jit
 def clamp(x, dtype: tl.constexpr):
     """A scale or zero rounded away from the data can lie beyond fp16's largest value."""
     return tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(dtype) if dtype == tl.float16 else x
@@ -120,22 +154,35 @@ def merge_run(y, dtype: tl.constexpr, TILE: tl.constexpr):
 def store_run(row_ptr, y, at, end, live, TILE: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
     """Inverse of `load_run`: eight fp32 `[TILE, LANES]`, of which those before `end` are stored."""
     dtype: tl.constexpr = row_ptr.dtype.element_ty
+    clamped = ()
+    for i in tl.static_range(8):
+        clamped += (clamp(y[i], dtype),)
+    store_values(row_ptr, clamped, at, end, live, TILE, LANES, VECTOR, True)
+
+
+@triton.jit
+def store_values(
+    row_ptr, y, at, end, live, TILE: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr
+):
+    """Eight `[TILE, LANES]` as they are; MASKED: only rows that are `live`, and columns before `end`."""
+    dtype: tl.constexpr = row_ptr.dtype.element_ty
     if not VECTOR:
         run = at + tl.arange(0, LANES)[None, :] * 8
         for i in tl.static_range(8):
-            tl.store(row_ptr + (run + i), clamp(y[i], dtype).to(dtype), mask=live & (run + i < end))
+            inside = live & (run + i < end) if MASKED else None
+            tl.store(row_ptr + (run + i), y[i].to(dtype), mask=inside)
         return
-    a = merge4(clamp(y[0], dtype), clamp(y[1], dtype), clamp(y[2], dtype), clamp(y[3], dtype), TILE, LANES)
-    b = merge4(clamp(y[4], dtype), clamp(y[5], dtype), clamp(y[6], dtype), clamp(y[7], dtype), TILE, LANES)
+    a = merge4(y[0], y[1], y[2], y[3], TILE, LANES)
+    b = merge4(y[4], y[5], y[6], y[7], TILE, LANES)
     if dtype == tl.float32:
         column = at + _columns(LANES, 8)
-        tl.store(row_ptr + column, a, mask=live & (column < end))
-        tl.store(row_ptr + column + 4, b, mask=live & (column + 4 < end))
+        tl.store(row_ptr + column, a, mask=live & (column < end) if MASKED else None)
+        tl.store(row_ptr + column + 4, b, mask=live & (column + 4 < end) if MASKED else None)
     else:
         a, b = tl.reshape(a, (TILE, LANES, 4)), tl.reshape(b, (TILE, LANES, 4))
         both = tl.reshape(tl.permute(tl.join(a, b), (0, 1, 3, 2)), (TILE, LANES * 8))
         column = at + tl.arange(0, LANES * 8)[None, :]
-        tl.store(row_ptr + column, both.to(dtype), mask=live & (column < end))
+        tl.store(row_ptr + column, both.to(dtype), mask=live & (column < end) if MASKED else None)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 import re
 
-from fxcompress.plan import TRITON, Accuracy, Decision, LossDecision, Param
+from fxcompress.plan import FUSED, TRITON, Accuracy, Decision, LossDecision, Param
 
 ROUNDING = {"stochastic": "SR", "nearest": "RN"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -36,7 +36,7 @@ def representation(decision: Decision) -> str:
     ours encodes it."""
     params = dict(decision.params)
     count = params.get("count")
-    lowering = TRITON if decision.lowering == TRITON else ""
+    lowering = decision.lowering if decision.lowering in (FUSED, TRITON) else ""
     if decision.codec == "valueset" and isinstance(count, int):
         return " ".join(filter(None, [f"valueset {max(count - 1, 0).bit_length()}b", lowering]))
     shown = (_parameter(name, value) for name, value in params.items())

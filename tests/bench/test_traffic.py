@@ -29,9 +29,10 @@ from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
-from fxcompress.plan import TRITON
+from fxcompress.plan import FUSED, TRITON
 
 ROWS, WIDTH = 512, 1024
+UNFUSED = (*INLINED, "fuse")
 BF16, FP32 = 2, 4
 
 
@@ -318,14 +319,36 @@ def count_row(name: str, joint: Joint, partitioner: Partitioner) -> Row:
     return row
 
 
+def test_a_chain_and_its_encode_are_one_launch_that_reads_once_and_writes_in_place() -> None:
+    with FakeTensorMode():
+        joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
+    options = Options(bits=2, operand_bits=2, disable_passes=INLINED)
+    pairs = [partition(joint, ActcompPartitioner(o)) for o in (options, replace(options, disable_passes=UNFUSED))]
+    decided = [[d.lowering for d in report.decisions if d.lowering] for report in fxcompress.reports()[-2:]]
+    assert decided == [[FUSED], [TRITON]]
+    fused, unfused = (lower_pair(pair, joint.num_fwd_outputs) for pair in pairs)
+    hidden = 2 * ROWS * WIDTH * BF16
+    payload = payload_nbytes(Affine(bits=2), ROWS, 2 * WIDTH, torch.bfloat16)
+    (kernel,) = [k for k in fused.forward if not k.library]
+    assert (sum(kernel.reads.values()), sum(kernel.writes.values())) == (hidden, hidden + payload)
+    # Inductor runs it in place, as it does its own kernels: no copy, and no memory for the result.
+    assert kernel.reads.keys() < kernel.writes.keys()
+    assert next(k.name for k in unfused.forward if not k.library).startswith("encode_")
+    nbytes = [sum(k.nbytes for k in step.forward) for step in (fused, unfused)]
+    assert nbytes[1] - nbytes[0] == hidden
+    assert [len(step.backward) for step in (fused, unfused)] == [len(fused.backward)] * 2
+
+
 @pytest.mark.slow
-def test_the_kernel_that_inductor_emits_compiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("left_out", "name"), [("fuse", "encode"), ("", "compute_and_encode")])
+def test_the_kernel_that_inductor_emits_compiles(left_out: str, name: str, tmp_path: Path) -> None:
     """Inductor copies a kernel with everything that it calls; the copy must stand on its own."""
     with FakeTensorMode():
         joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
-    pair = partition(joint, ActcompPartitioner(Options(bits=2, operand_bits=2, disable_passes=INLINED)))
+    disabled = (*INLINED, left_out) if left_out else INLINED
+    pair = partition(joint, ActcompPartitioner(Options(bits=2, operand_bits=2, disable_passes=disabled)))
     with fake_cuda():
-        source = kernel_sources(lower(pair[0], is_backward=False, user_outputs=[0]).source)["encode_0"]
+        source = kernel_sources(lower(pair[0], is_backward=False, user_outputs=[0]).source)[f"{name}_0"]
     meta = next(line for line in source.splitlines() if line.strip().startswith("triton_meta="))
     start = source.index("@triton_heuristics")
     plain = source[:start] + source[source.index("@triton.jit", start) :]
@@ -338,8 +361,8 @@ def test_the_kernel_that_inductor_emits_compiles(tmp_path: Path) -> None:
     signature = ast.literal_eval(re.search(r"'signature': (\{.*?\})", meta)[1])  # type: ignore[index]
     constants = ast.literal_eval(re.search(r"'constants': (\{.*?\})", meta)[1])  # type: ignore[index]
     parameters = {name: kind for name, kind in signature.items() if kind != "constexpr"}
-    assert constants["BITS"] == 2 and constants["STOCHASTIC"]
-    assert compile_kernel(module.encode, parameters, constants, 90, 4)[:4] == b"\x7fELF"
+    assert {constants.get("BITS"), constants.get("BITS0")} == {2, None}
+    assert compile_kernel(getattr(module, name), parameters, constants, 90, 4)[:4] == b"\x7fELF"
 
 
 @pytest.mark.slow
@@ -347,7 +370,7 @@ def test_a_stochastic_encode_in_aten_is_several_kernels_and_more_bytes() -> None
     """The count that `pick_lowering` goes by."""
     with FakeTensorMode():
         joint = trace(GeluLinear(), [torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)])
-    options = Options(bits=2, operand_bits=2, disable_passes=INLINED)
+    options = Options(bits=2, operand_bits=2, disable_passes=UNFUSED)
     without = replace(options, disable_passes=(*INLINED, "pick_lowering"))
     kernel, aten = (count_row("gelu", joint, ActcompPartitioner(chosen)) for chosen in (options, without))
     assert kernel.encoded == aten.encoded == 1

@@ -148,13 +148,13 @@ def _unit(
     return first, _four(x[4], x[5], x[6], x[7], noise1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
 
 
-@triton.jit(do_not_specialize=["n_groups", "salt"])
-def encode(
-    x_ptr,
+@triton.jit
+def store_groups(
+    x,
     codes_ptr,
     word_ptr,
+    base,
     n_groups,
-    cols,
     salt,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -163,25 +163,11 @@ def encode(
     RECIPROCAL: tl.constexpr,
     LANES: tl.constexpr,
     TILE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    RAGGED: tl.constexpr,
 ):
-    """Quantize rows of `cols` elements, contiguous, into `n_groups` < 2³¹ groups in all.
-
-    codes uint8 `[n_groups, GROUP·BITS/8]`, aligned to 16 bytes; word int32 `[n_groups]`. RECIPROCAL is
-    `groups.reciprocal(levels)`, VECTOR that rows are multiples of 8 elements aligned to 16 bytes, RAGGED that they are
-    not multiples of GROUP.
-    """
+    """Quantize and store the groups from `base` on; `x` are their units, each a run of eight fp32 `[TILE, LANES]`."""
     UNITS: tl.constexpr = GROUP // (8 * LANES)
     RUNS: tl.constexpr = UNITS * BITS // 8
     HALF: tl.constexpr = UNITS // 2
-    base = tl.program_id(0) * TILE
-    offset, column, end = rows(base, n_groups, cols, TILE, GROUP, VECTOR, RAGGED)
-    last = tl.load(x_ptr + offset + (end - 1)).to(tl.float32) if RAGGED else 0.0
-    x = ()
-    for u in tl.static_range(UNITS):
-        x += (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
-
     low, high = _range_of_run(x[0], ZERO_PRESERVING)
     for u in tl.static_range(1, UNITS):
         run_low, run_high = _range_of_run(x[u], ZERO_PRESERVING)
@@ -233,3 +219,51 @@ def encode(
         else:
             out = tl.reshape(tl.join(first0, first1), (TILE, 2 * LANES))
             tl.store(out_ptr + r * 2 * LANES, out)
+
+
+@triton.jit(do_not_specialize=["n_groups", "salt"])
+def encode(
+    x_ptr,
+    codes_ptr,
+    word_ptr,
+    n_groups,
+    cols,
+    salt,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ZERO_PRESERVING: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    LANES: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Quantize rows of `cols` elements, contiguous, into `n_groups` < 2³¹ groups in all.
+
+    codes uint8 `[n_groups, GROUP·BITS/8]`, aligned to 16 bytes; word int32 `[n_groups]`. RECIPROCAL is
+    `groups.reciprocal(levels)`, VECTOR that rows are multiples of 8 elements aligned to 16 bytes, RAGGED that they are
+    not multiples of GROUP.
+    """
+    UNITS: tl.constexpr = GROUP // (8 * LANES)
+    base = tl.program_id(0) * TILE
+    offset, column, end = rows(base, n_groups, cols, TILE, GROUP, VECTOR, RAGGED)
+    last = tl.load(x_ptr + offset + (end - 1)).to(tl.float32) if RAGGED else 0.0
+    x = ()
+    for u in tl.static_range(UNITS):
+        x += (load_run(x_ptr + offset, column + u * 8 * LANES, end, last, TILE, LANES, VECTOR, RAGGED),)
+    store_groups(
+        x,
+        codes_ptr,
+        word_ptr,
+        base,
+        n_groups,
+        salt,
+        BITS,
+        GROUP,
+        STOCHASTIC,
+        ZERO_PRESERVING,
+        RECIPROCAL,
+        LANES,
+        TILE,
+    )

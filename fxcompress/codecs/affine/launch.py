@@ -1,12 +1,14 @@
 """Launches of the affine kernels: which codecs and tensors they take, and the constants of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from fxcompress.codecs.affine import decode_kernel, kernel
+from fxcompress.codecs.affine import chain_kernel, decode_kernel, kernel
 from fxcompress.codecs.affine.codec import Affine
+from fxcompress.codecs.chains import Chain
 from fxcompress.codecs.groups import reciprocal
 from fxcompress.codecs.lowering import Launch, signed
 from fxcompress.codecs.runs import RUN, lanes
@@ -65,6 +67,59 @@ def encode(codec: Affine, x: torch.Tensor, salt: int, *, shares: Shares | None =
     )
 
 
+def refuse_together(codecs: Sequence[Affine], cols: int, dtype: torch.dtype) -> str:
+    """Why one kernel cannot encode rows of `cols` elements with each of `codecs`, or empty."""
+    if reason := next(filter(None, (refuse(codec, cols, dtype) for codec in codecs)), ""):
+        return reason
+    return "" if len({codec.group for codec in codecs}) == 1 else "one kernel has groups of one size"
+
+
+def packs_masks(codecs: Sequence[Affine], cols: int) -> bool:
+    """Whether the threads of a chain's kernel hold 32 elements each, so that each has one word of bits."""
+    group, shared = _group_of_chain(codecs), _lanes_of_chain(codecs)
+    return cols % group == 0 and group % 64 == 0 and shared * 32 == group and shared <= 8
+
+
+def fills_tiles(codecs: Sequence[Affine], cols: int) -> bool:
+    """Whether no element is read twice; what is past the end of a tile is the last group again."""
+    return cols % (WARPS * 32 // _lanes_of_chain(codecs) * _group_of_chain(codecs)) == 0
+
+
+def encode_chain(
+    chain: Chain, codecs: Sequence[Affine], rows: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
+) -> Launch:
+    """Inputs of a chain, `[cols]` each or shorter if repeated → its stored values, `[cols]` of its dtype each, (codes,
+    word) per encode, and the bits of each mask.
+
+    Outputs carry the kernel's names, salts are 0. Stored values that may lie over an input do, where tiles are full.
+    """
+    rows = [x.contiguous() for x in rows]
+    given = dict(zip(chain.inputs, rows, strict=True))
+    cols = max(x.numel() for x in rows)
+    payloads = {
+        f"{field.name}{k}_ptr": rows[0].new_empty(field.shape, dtype=field.dtype)
+        for k, codec in enumerate(codecs)
+        for field in codec.fields(cols, rows[0].dtype)
+    }
+    masks = {f"{name}_ptr": rows[0].new_empty((cols // 64, 8), dtype=torch.uint8) for name in chain.masks}
+    groups = -(-cols // _group_of_chain(codecs))
+    aligned = all(statically_known_true(x.storage_offset() * x.itemsize % 16 == 0) for x in rows)
+    constants = chain_constants(codecs, cols % _group_of_chain(codecs) != 0, cols % RUN == 0 and aligned)
+    over = {name: given[source] for name, source in chain.over} if aligned and fills_tiles(codecs, cols) else {}
+    stored = {
+        f"{name}_ptr": over[name] if name in over else rows[0].new_empty(cols, dtype=dtype)
+        for name, dtype in zip(chain.stored, dtypes, strict=True)
+    }
+    return Launch(
+        kernel=chain_kernel.jit(chain_kernel.write_source(chain)),
+        programs=_programs(groups, constants),
+        inputs={f"{name}_ptr": x for name, x in given.items()},
+        outputs={**stored, **payloads, **masks},
+        numbers={"n_groups": groups, "cols": cols, **{f"salt{k}": 0 for k in range(len(codecs))}},
+        constants=constants | {f"PERIOD_{name}": given[name].numel() for name in chain.repeated},
+    )
+
+
 def decode(
     codec: Affine, parts: tuple[torch.Tensor, ...], cols: int, dtype: torch.dtype, *, shares: Shares | None = None
 ) -> Launch:
@@ -93,6 +148,32 @@ def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares |
         "LANES": shared,
         "TILE": WARPS * 32 // shared,
     }
+
+
+def chain_constants(codecs: Sequence[Affine], ragged: bool, vector: bool) -> dict[str, object]:
+    """Compile-time parameters of a kernel that computes and encodes.
+
+    A thread has 32 elements of a group at most, so that in groups of 64 two of them fill the 32 bytes of a sector.
+    """
+    shared = _lanes_of_chain(codecs)
+    own = [encode_constants(codec, ragged, vector) for codec in codecs]
+    return {
+        **{f"{name}{k}": constants[name] for k, constants in enumerate(own) for name in chain_kernel.PER_CODEC},
+        "VECTOR": vector,
+        "RAGGED": ragged,
+        "GROUP": _group_of_chain(codecs),
+        "LANES": shared,
+        "TILE": WARPS * 32 // shared,
+    }
+
+
+def _group_of_chain(codecs: Sequence[Affine]) -> int:
+    """Elements of a group; any number does where nothing is quantized."""
+    return codecs[0].group if codecs else 128
+
+
+def _lanes_of_chain(codecs: Sequence[Affine]) -> int:
+    return min((lanes(codec.bits, codec.group, 32) for codec in codecs), default=_group_of_chain(codecs) // 32)
 
 
 def decode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares | None = None) -> dict[str, object]:

@@ -28,6 +28,36 @@ def encode(x_ptr, bits_ptr, n_blocks, TILE: tl.constexpr):
     tl.store(to, out, mask=g < n_blocks - base)
 
 
+@triton.jit
+def store_blocks(x, bits_ptr, base, n_groups, GROUP: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr):
+    """Pack what lies as groups do in `runs`: `x` are their units, each a run of eight booleans `[TILE, LANES]`.
+
+    A lane has 32 elements of a group, and stores one of its words; at most 8 lanes.
+    """
+    EACH: tl.constexpr = 8 // LANES
+    lane = tl.arange(0, LANES)[None, :]
+    g = tl.minimum(tl.arange(0, TILE), n_groups - 1 - base)[:, None]
+    chosen = tl.zeros((TILE, LANES), tl.uint32)
+    for b in tl.static_range(GROUP // 64):
+        low = tl.zeros((TILE, LANES), tl.uint32)
+        high = tl.zeros((TILE, LANES), tl.uint32)
+        for u in tl.static_range(EACH):
+            # Run number u·LANES + lane of the block is that bit of its eight bytes.
+            run, bit = x[b * EACH + u], u * LANES + lane
+            low += _word(run[0], run[1], run[2], run[3]) << bit
+            high += _word(run[4], run[5], run[6], run[7]) << bit
+        chosen = tl.where(lane == 2 * b, tl.sum(low, 1, keep_dims=True), chosen)
+        chosen = tl.where(lane == 2 * b + 1, tl.sum(high, 1, keep_dims=True), chosen)
+    to = bits_ptr.to(tl.pointer_type(tl.uint32)) + base.to(tl.int64) * LANES
+    tl.store(to + g * LANES + lane, chosen)
+
+
+@triton.jit
+def _word(a, b, c, d):
+    """Four booleans as the low bits of a word's bytes, lowest first."""
+    return a.to(tl.uint32) + b.to(tl.uint32) * 0x100 + c.to(tl.uint32) * 0x10000 + d.to(tl.uint32) * 0x1000000
+
+
 @triton.jit(do_not_specialize=["n_blocks"])
 def decode(bits_ptr, y_ptr, n_blocks, TILE: tl.constexpr, THREADS: tl.constexpr):
     """Inverse of `encode`. A thread fills 16 bytes, a quarter of a block, next to its neighbour's."""

@@ -1,0 +1,70 @@
+"""Kernels of chains without a GPU: interpreted in another process, and their machine code here."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench.chain_sass import CHAINS, Counts, measure, measure_alone
+from bench.sass import ARCHS
+from fxcompress.codecs.affine import Affine, chain_kernel
+from fxcompress.codecs.chains import Chain
+
+CASES = Path(__file__).with_name("interpreted_chains.py")
+ENCODE = 12.5
+"""Most instructions per element and encode beyond those of the chain: those of an encode by itself at most."""
+
+
+def test_numerics_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(CASES)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= 35
+
+
+def check(counts: Counts) -> None:
+    assert counts.spills == counts.barriers == 0, counts
+    assert counts.load_bits == counts.store_bits == 128, counts
+    # A group of 1-bit codes is one thread's: 64 elements of each tensor, where others have 32.
+    assert counts.registers <= (192 if counts.what == "1 bit" else 128), counts
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_the_chain_is_the_arithmetic_of_inductors_kernel_and_the_encode_that_of_ours(name: str) -> None:
+    """Contracted alike: as many products, sums and fused ones per element, but for what one encode takes."""
+    fused, alone = measure(name, Affine(2), torch.bfloat16, 90), measure_alone(name, torch.bfloat16)
+    check(fused)
+    encodes = CHAINS[name].encoded
+    # A difference, a product and a fused one per element, and what a group takes.
+    rest = [both - own for both, own in zip(fused.arithmetic, alone.arithmetic, strict=True)]
+    assert all(round(r - encodes * (i < 3), 2) <= encodes * 0.25 for i, r in enumerate(rest)), (fused, alone)
+    assert all(r >= encodes * (i < 3) for i, r in enumerate(rest)), (fused, alone)
+    assert fused.per_element <= alone.per_element + encodes * ENCODE, (fused, alone)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_norm_with_a_mask_stays_in_registers(bits: int) -> None:
+    counts = measure("norm add relu", Affine(bits), torch.bfloat16, 90)
+    check(counts)
+    assert counts.per_element <= 34, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_chain(name: str, dtype: torch.dtype, bits: int, arch: int) -> None:
+    check(measure(name, Affine(bits), dtype, arch))
+
+
+def test_equal_chains_are_one_kernel() -> None:
+    one, two = (Chain(("a",), (("t", "a + 1.0"),), ("t",), ("a",)) for _ in range(2))
+    assert chain_kernel.jit(chain_kernel.write_source(one)) is chain_kernel.jit(chain_kernel.write_source(two))
