@@ -108,8 +108,9 @@ def inductor_variants() -> tuple[Variant, ...]:
     return (
         Variant("actcomp-reuse", "actcomp", {"inductor": {"allow_buffer_reuse": True}}),
         Variant("actcomp-unordered", "actcomp", {"disable_passes": ["keep_order"]}),
-        # For a GPU: `split_loops` runs nowhere else.
+        # For a GPU: these passes run nowhere else.
         Variant("actcomp-unsplit", "actcomp", {"disable_passes": ["split_loops"]}),
+        Variant("actcomp-unfused", "actcomp", {"disable_passes": ["fuse"]}),
         Variant(
             "actcomp-4bit-all-aten", "actcomp", {"bits": 4, "operand_bits": 4, "disable_passes": ["pick_lowering"]}
         ),

@@ -23,7 +23,7 @@ PLAIN_TORCH = ("cnn", "bytegpt", "digits_vit", "bnn", "gcn", "lstm")
 BATCHES = {"vit_base": 128, "resnet50": 256, "gpt2_medium": 8}
 _TOY_BATCH = 4
 COMPARED = (
-    (REFERENCE, "actcomp", "actcomp-4bit-all", "actcomp-unsplit"),
+    (REFERENCE, "actcomp", "actcomp-4bit-all", "actcomp-unsplit", "actcomp-unfused"),
     (REFERENCE + GRAPHS, "actcomp" + GRAPHS, "peak-50"),
     ("budget-0.5", "fp8-pass", "checkpoint"),
     ("actcomp-2bit-all", "peak-35", "actcomp-4bit-all-aten", "actcomp-limits"),
