@@ -108,6 +108,14 @@ def measure(name: str, codec: Affine, dtype: torch.dtype, arch: int) -> Counts:
     example, count = CHAINS[name], CHAINS[name].encoded
     mask = example.mask and launch.packs_masks([codec], SIZE)
     chain = chain_of(trace(example, dtype), [f"i{i}" for i in range(count)], short=example.short, mask=mask)
+    return measure_chain(chain, dtype, name=name, codec=codec, arch=arch)
+
+
+def measure_chain(
+    chain: Chain, dtype: torch.dtype, *, name: str = "", codec: Affine | None = None, arch: int = 90
+) -> Counts:
+    """The kernel for a chain; `codec`, by default of 4 bits, encodes all that it encodes."""
+    codec, count = codec or Affine(4), len(chain.encoded)
     constants = launch.chain_constants([codec] * count, ragged=False, vector=True)
     constants |= {f"PERIOD_{x}": PERIOD for x in chain.repeated}
     parameters = {f"{x}_ptr": POINTERS[dtype] for x in (*chain.inputs, *chain.stored)}

@@ -44,11 +44,14 @@ class FirstCall:
 
     def _calibrate(self) -> None:
         """Watch the next cut; compile where there is none, or no backward, or nothing in it that we could analyse."""
-        self._used = len(self._errors)
         calibrator = Calibrator(self._options, self._errors.append, table_of(self._errors))
-        self._run = calibrating_backend(calibrator)(self._gm, self._scene.inputs)
-        if not calibrator.graphs:
+        known = len(self._errors)
+        run = calibrating_backend(calibrator)(self._gm, self._scene.inputs)
+        if calibrator.graphs:
+            self._run = run
+        else:
             self._finish()
+        self._used = known  # Where planning fails, each later call says so again.
 
     def _finish(self) -> None:
         self._run = self._compile(self._gm, self._scene.inputs, table_of(self._errors))

@@ -40,6 +40,8 @@ def expression_of(node: fx.Node, names: Callable[[fx.Node], str]) -> str | None:
         return None
     name, arguments = op_name(node), node.args
     if name == "convert_element_type":
+        if arguments[1] not in FLOATS:
+            return None
         arguments = arguments[:1]
     if name == "pow":
         return _power(arguments, names)

@@ -26,11 +26,15 @@ from fxcompress.passes.expressions import expression_of
 from fxcompress.passes.grow_chain import Facts, facts_of, grow_chain, inputs_of, is_mask
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.same_place import readers_of, value_of
+from fxcompress.passes.traits import is_opaque
 from fxcompress.plan import ATEN, FUSED, TRITON
 
 MOST_INPUTS, MOST_ENCODED, MOST_REPEATED = 4, 3, 8
 """Tensors that a kernel loads and encodes, all of which stand in registers, and short ones that it reads again."""
-_PRODUCTS = frozenset("mul pow convert_element_type".split())
+MOST_STEPS, MOST_MASKS = 24, 4
+"""Operators and masks of a chain; each is unrolled for all elements of a thread, which takes time to compile."""
+ROUNDED = frozenset("add sub sigmoid div tanh erf relu".split())
+"""Operators that end in no product: machine code of the kernel has no more fused products than of both alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,15 @@ def _fusion_at(source: fx.Node, held: set[int], facts: Facts, *, tight: bool) ->
     """The chain around one encoded tensor, if it pays."""
     nodes = grow_chain(source, facts)
     full, short = inputs_of(nodes, facts)
-    if not nodes or len(full) > MOST_INPUTS or len(short) > MOST_REPEATED:
+    if not nodes or len(full) > MOST_INPUTS or len(short) > MOST_REPEATED or len(nodes) > MOST_STEPS:
         return None
     own = sorted(nodes, key=facts.order.__getitem__)
     values = [node for node in own if not is_mask(node)]
     encoded = _encoded_together(source, [*full, *values], nodes, held, facts)
     stored = [node for node in values if _is_wanted(node, nodes, encoded, facts)]
     masks = [node for node in own if is_mask(node)]
-    if source not in [*encoded, *masks] or not all(_packs(mask, encoded, facts) for mask in masks):
+    packed = len(masks) <= MOST_MASKS and all(_packs(mask, encoded, facts) for mask in masks)
+    if source not in [*encoded, *masks] or not packed:
         return None
     if _is_bound(own, stored, [*encoded, *masks], [*full, *short], facts):
         return None
@@ -151,8 +156,9 @@ def _codecs_of(encoded: list[fx.Node], facts: Facts) -> list[Codec]:
 
 
 def _is_rounded(node: fx.Node) -> bool:
-    """Whether a compiler must round the result before an encode subtracts from it: a product it may contract."""
-    return node.meta["val"].dtype != torch.float32 or op_name(node) not in _PRODUCTS
+    """Whether a compiler must round the result before an encode subtracts from it: a product it may contract, also one
+    inside `exp` or behind a minus."""
+    return node.meta["val"].dtype != torch.float32 or op_name(node) in ROUNDED
 
 
 def _is_bound(
@@ -169,7 +175,13 @@ def _is_bound(
         for node in nodes
     )
     elsewhere = any(node in facts.number and node not in encoded and facts.order[node] <= last for node in nodes)
-    return early or inner or elsewhere or any(node in facts.kept for node in nodes)
+    # A generated kernel may have computed it itself, unrounded, or contracted it with what follows.
+    read = any(
+        reader not in nodes and not is_opaque(reader) and not facts.is_behind_library(reader, node)
+        for node in stored
+        for reader in readers_of(node)
+    )
+    return early or inner or elsewhere or read or any(node in facts.kept for node in nodes)
 
 
 def _dead_inputs(full: list[fx.Node], short: list[fx.Node], nodes: set[fx.Node], facts: Facts) -> list[fx.Node]:

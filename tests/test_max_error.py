@@ -188,9 +188,10 @@ def test_a_limit_that_no_choice_within_the_budget_keeps_is_refused(monkeypatch: 
     model, inputs = case()
     strict = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 2**-20, "budget": "85%"})
     gradient(strict, model, inputs)
-    with pytest.raises(AccuracyError, match="lowest predicted error of the gradient found within a peak") as caught:
-        gradient(strict, model, inputs)
-    assert caught.value.rel_error > 2**-20
+    for _ in range(2):  # also where the first was caught
+        with pytest.raises(AccuracyError, match="lowest predicted error of the gradient found within a peak") as caught:
+            gradient(strict, model, inputs)
+        assert caught.value.rel_error > 2**-20
 
 
 def test_under_a_rule_tensors_take_its_width_or_are_kept(table: str) -> None:

@@ -9,13 +9,15 @@ import torch
 def computes_as_generated() -> bool:
     """Whether Inductor computes between load and store in fp32, with `libdevice` and Triton's own division.
 
-    `torch._inductor.config.emulate_precision_casts`, `.use_fast_math`, `.eager_numerics`: run in 2.13, read in 2.11.
+    `torch._inductor.config.emulate_precision_casts`, `.use_fast_math`, `.eager_numerics`,
+    `.triton.codegen_upcast_to_fp32`: run in 2.13, read in 2.11.
     """
     from torch._inductor import config
 
     eager = config.eager_numerics
     unlike = (config.emulate_precision_casts, config.use_fast_math, eager.division_rounding, eager.disable_ftz)
-    return not any(unlike) and not getattr(eager, "use_pytorch_libdevice", False)
+    upcast = bool(config.triton.codegen_upcast_to_fp32)
+    return upcast and not any(unlike) and not getattr(eager, "use_pytorch_libdevice", False)
 
 
 def compile_for_rows(

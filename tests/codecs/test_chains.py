@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.chain_sass import CHAINS, Counts, measure, measure_alone
+from bench.chain_sass import CHAINS, Counts, measure, measure_alone, measure_chain
 from bench.sass import ARCHS
 from fxcompress.codecs.affine import Affine, chain_kernel
 from fxcompress.codecs.chains import Chain
+from fxcompress.passes import fuse
 
 CASES = Path(__file__).with_name("interpreted_chains.py")
 ENCODE = 12.5
@@ -47,6 +48,34 @@ def test_the_chain_is_the_arithmetic_of_inductors_kernel_and_the_encode_that_of_
     assert all(round(r - encodes * (i < 3), 2) <= encodes * 0.25 for i, r in enumerate(rest)), (fused, alone)
     assert all(r >= encodes * (i < 3) for i, r in enumerate(rest)), (fused, alone)
     assert fused.per_element <= alone.per_element + encodes * ENCODE, (fused, alone)
+
+
+ROUNDED = {
+    "add": "a + b",
+    "sub": "a - b",
+    "div": "a / b",
+    "sigmoid": "tl.sigmoid(a)",
+    "tanh": "libdevice.tanh(a)",
+    "erf": "libdevice.erf(a)",
+    "relu": "tl.where(0.0 > p, 0.0, p)",
+}
+CONTRACTED = {"mul": "a * b", "neg": "-p", "exp": "libdevice.exp(a)"}
+
+
+def arithmetic(expression: str, encoded: str) -> tuple[float, ...]:
+    """Instructions per element of an fp32 kernel that stores an expression t of a, b and their product p, and encodes
+    the value named."""
+    steps = (("p", "a * b"), ("t", expression), ("r", "t"))
+    return measure_chain(Chain(("a", "b"), steps, ("t",), (encoded,)), torch.float32).arithmetic
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ROUNDED, *CONTRACTED])
+def test_no_fp32_result_is_contracted_with_its_encode(name: str) -> None:
+    """The interpreter cannot see it: products are fused with the encode's difference where nothing is in between."""
+    expression = (ROUNDED | CONTRACTED)[name]
+    equal = arithmetic(expression, "a") == arithmetic(expression, "r")
+    assert equal == (name in ROUNDED) == (name in fuse.ROUNDED)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -188,6 +188,34 @@ def read_early(x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tenso
 
 
 @pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_result_that_a_generated_kernel_goes_on_with_is_left_to_it(dtype: torch.dtype) -> None:
+    """From memory it would read what is rounded, and contract nothing; two encodes would be worth the read."""
+
+    def both(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        inner = x @ gate
+        y = inner * torch.sigmoid(inner) * (x @ up)
+        return y @ down, torch.cos(y)
+
+    _, result = rewritten(capture_pair(both, dtype))
+    assert FUSED not in lowerings(result).values()
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_long_chains_are_left_to_inductor() -> None:
+    """Each operator is unrolled for all elements of a thread."""
+
+    def long(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        inner = x @ up
+        for _ in range(20):
+            inner = inner + torch.relu(inner * 0.5)
+        return inner @ down
+
+    _, result = rewritten(capture_pair(long))
+    assert FUSED not in lowerings(result).values()
+
+
+@pytest.mark.usefixtures("on_gpu")
 def test_a_chain_ends_where_a_product_comes_in_between() -> None:
     copy, _ = rewritten(capture_pair(read_early))
     first, second = kernel_arguments(copy.fw)
