@@ -47,7 +47,8 @@ def planned(**options: Any) -> GraphPlan:
 
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 def test_a_loose_budget_leaves_logits_whole_and_a_tight_one_chunks_them(inner: str) -> None:
-    loose = planned(budget="100%", inner=inner)
+    # A compiled step's own peak may be below what the memory model, by which cuts are ranked, says of it.
+    loose = planned(budget="100%" if inner == "aot_eager" else "200%", inner=inner)
     assert (loose.loss.chunks, loose.loss.reason, loose.loss.extra_s) == (0, "the budget is met without", 0)
     assert "whole, the budget is met without" in logits(loose.loss)
     with pytest.raises(Exception, match="lowest predicted peak"):
