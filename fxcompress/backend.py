@@ -13,14 +13,13 @@ import torch
 from torch import fx
 
 from fxcompress import budget_scope, compat, ledger
-from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
 from fxcompress.first_call import FirstCall
+from fxcompress.inductor_settings import settings as settings
 from fxcompress.ledger import reports as reports
 from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner
-from fxcompress.passes.realize import FOR_GPU
 
 RESERVED = ("custom_partitioner_fn",)
 _previous: list[dict[str, Any]] = []
@@ -80,25 +79,6 @@ def _compile(
     patches["custom_partitioner_fn"] = partitioner
     with ledger.recorded(gm, example_inputs, partitioner.uuid(), chosen):
         return compat.compile_with_inductor(gm, example_inputs, patches)
-
-
-def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
-    """Inductor's settings that our graphs want.
-
-    It holds memory otherwise: it lets a dead buffer wait for a later one of its size, up to a third of a step's peak
-    (decision 6), and kernels for others to be fused with (decision 11). On a GPU it moves more bytes (decision 14), and
-    runs decodes long before they are needed (decision 15), and its indices of codes cost more than reading them
-    (decision 17).
-    """
-    found: dict[str, Any] = {"allow_buffer_reuse": False}
-    if "keep_order" not in options.disable_passes:
-        found |= keep_order_setting()
-    if on_gpu:
-        found |= FOR_GPU
-        wanted = {"split": "split_loops", "order": "order_launches"}
-        asked = {name: part not in options.disable_passes for name, part in wanted.items()}
-        found |= after_fusion_setting(options.inductor_patches(), **asked)
-    return found
 
 
 actcomp.reset = compat.reset_cuda_graphs  # type: ignore[attr-defined]

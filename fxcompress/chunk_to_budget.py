@@ -6,7 +6,7 @@ one (`rank_cuts`); only the best are extracted and rewritten.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -14,11 +14,13 @@ from fxcompress import compat, pipeline
 from fxcompress.cut_to_budget import Ranking, Rewriter, cut_to_budget, rank_cuts
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
+from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
 from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step
 from fxcompress.plan import LossDecision, Plan
+from fxcompress.replayed_peak import replayed_peaks
 
 NUMBERS_TRIED = 2
 """By time; what then does not fit as rewritten graphs is tried with the number that has the lowest peak."""
@@ -82,13 +84,28 @@ def chunk_to_budget(
     numbers = budget_counts(gm, options) if plan is None else ()
     if numbers:
         before = copy_graph(gm)  # PyTorch's partitioner edits the graph that it cuts
-        plain = plain_step(cut, options.inner, num_fwd_outputs)
+        plain = _measured(plain_step(cut, options.inner, num_fwd_outputs), cut, decided, num_fwd_outputs)
         judged = _judge(before, cut, decided, numbers, num_fwd_outputs, plain)
         return _first_that_fits(sorted(judged, key=_Judged.key), rewriting, plain)
     loss = chunk_loss(gm, num_fwd_outputs, options, plan)
     found = plain_step(cut, options.inner, num_fwd_outputs) if loss.decision.shape else None
+    if plan is None and isinstance(decided.budget, str):
+        step = found or plain_step(cut, options.inner, num_fwd_outputs)
+        found = _measured(step, cut, decided, num_fwd_outputs)
     ranking = Ranking(decided, num_fwd_outputs + loss.extra, found.peak.peak_bytes if found else None)
     return Made(cut_to_budget(_cutter(loss, cut), rewriting, ranking), loss.decision, found)
+
+
+def _measured(step: PlainStep, cut: compat.Cutter, options: Options, num_fwd_outputs: int) -> PlainStep:
+    """A step under PyTorch's own cut with the peak that it has, if a share of that is asked for and it can be told."""
+    if not isinstance(options.budget, str) or options.inner != "inductor":
+        return step
+    with compat.choosing_saved_values(lambda joint, info, torch_choice: torch_choice(rebuild_more=False)):
+        # An extraction leaves marks on the graph that later choices would trip over.
+        fw, bw = cut.of(copy_graph(cut.joint), num_fwd_outputs, lambda pair: None)(rebuild_more=False)
+    align_names(fw, bw, num_fwd_outputs)
+    found = replayed_peaks(fw, bw, num_fwd_outputs, options, plain=True)
+    return step if found is None else replace(step, peak=replace(step.peak, peak_bytes=found.peak_bytes))
 
 
 def _cutter(loss: Chunked, cut: compat.Cutter) -> compat.Cutter:

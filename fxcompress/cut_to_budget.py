@@ -2,26 +2,29 @@
 
 The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten. What only
 shows then (exact needs, the working memory of codecs) may put the peak above the budget: the same cut is tried once
-more with a lower aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. It may
-also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as
-well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest estimated
-peak is finished as low as it gets: what it reaches is what a `BudgetError` states.
+more with a lower aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. What
+fits by the memory model is lowered, and its allocations are replayed (`replayed_peak`): that peak must fit as well.
+Finishing may also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is
+finished as well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest
+estimated peak is finished as low as it gets: what it reaches is what a `BudgetError` states.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from torch import fx
 
 from fxcompress import compat
 from fxcompress.errors import BudgetError, PlanError
-from fxcompress.limits import Budget, budget_bytes
+from fxcompress.limits import Budget, budget_bytes, kept
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
 from fxcompress.passes.estimate_cut import Cut
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine
 from fxcompress.pipeline import Result
+from fxcompress.replayed_peak import replayed_peaks
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""
@@ -155,34 +158,81 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
         BudgetError: no cut tried leads to a pair that keeps the budget.
         PlanError: a plan is replayed that was made for another graph.
     """
-    failures: list[BudgetError | PlanError] = []
+    failures: list[_Failure] = []
     best: Result | None = None
     while chooser.may_beat(best):
         with compat.choosing_saved_values(chooser.choose):
             pair = cut(rebuild_more=True)
         if chooser.cuts is None:  # nothing depends on a tangent, and PyTorch did not ask
             return rewriting(pair, None, None)
+        finished: Result | None = None
         try:
-            result = rewriting(pair, chooser.cuts.plain_saved_bytes, _budget(chooser))
+            finished = _finished(pair, rewriting, chooser)
+            kept(finished.plan.fits, finished.plan.peak_after, chooser.options)
+            result = _replayed(finished, chooser)
+            kept(result.plan.fits, result.plan.peak_after, chooser.options)
         except (BudgetError, PlanError) as error:
-            failures.append(error)
+            failures.append(_Failure(error, finished))
             chooser.next(error)
         else:
             best = result if best is None or overhead_s(result) < overhead_s(best) else best
             chooser.skip()
-    if best is None:
-        raise min(failures, key=_height)
-    return best
+    return best or _lowest(failures, chooser)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a cut was not taken, and what it was finished to, if it was."""
+
+    error: BudgetError | PlanError
+    finished: Result | None
+
+    def height(self) -> float:
+        """Budget errors by their peak, before those of a plan that fits no cut."""
+        return self.error.peak_bytes if isinstance(self.error, BudgetError) else float("inf")
+
+
+def _finished(pair: compat.Partition, rewriting: Rewriter, chooser: Ranking) -> Result:
+    """The pair rewritten, whether or not it keeps the limit."""
+    assert chooser.cuts is not None
+    budget = _budget(chooser)
+    made = rewriting(pair, chooser.cuts.plain_saved_bytes, replace(budget, limit_bytes=sys.maxsize))
+    fits = tuple(replace(fit, limit_bytes=budget.limit_bytes) for fit in made.plan.fits)
+    return replace(made, plan=replace(made.plan, fits=fits))
+
+
+def _replayed(result: Result, chooser: Ranking) -> Result:
+    """The result with the peak that it will have, where that can be told."""
+    found = replayed_peaks(result.fw, result.bw, chooser.num_fwd_outputs, chooser.options) if result.plan.fits else None
+    if found is None:
+        return result
+    peak = replace(
+        result.plan.peak_after,
+        peak_bytes=found.peak_bytes,
+        forward_peak_bytes=found.forward_bytes,
+        backward_peak_bytes=found.backward_bytes,
+    )
+    return replace(result, plan=replace(result.plan, peak_after=peak))
+
+
+def _lowest(failures: list[_Failure], chooser: Ranking) -> Result:
+    """The plan with the lowest peak, if it keeps the limit after all; what the model says may be too high.
+
+    Raises:
+        BudgetError: it does not.
+        PlanError: no plan fits the graph.
+    """
+    failure = min(failures, key=_Failure.height)
+    if failure.finished is None:
+        raise failure.error
+    result = _replayed(failure.finished, chooser)
+    fits = kept(result.plan.fits, result.plan.peak_after, chooser.options)
+    return replace(result, plan=replace(result.plan, fits=fits))
 
 
 def overhead_s(result: Result) -> float:
     """Modelled seconds of recomputing and coding; plans that are replayed cost nothing to compare."""
     return sum(fit.recompute_s + fit.code_s for fit in result.plan.fits)
-
-
-def _height(error: BudgetError | PlanError) -> float:
-    """Budget errors by their peak, before those of a plan that fits no cut."""
-    return error.peak_bytes if isinstance(error, BudgetError) else float("inf")
 
 
 def _budget(chooser: Ranking) -> Budget:

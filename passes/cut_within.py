@@ -104,7 +104,7 @@ def cut_within(
     search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count, {})
     search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
     once = compat.recompute_rules(gm.graph, info).fixed if small else frozenset()
-    if small:
+    if small and not gm.graph.find_nodes(op="get_attr"):  # PyTorch times operators by their values; graphs have none
         for budget in MEMORY_BUDGETS:
             saved = torch_choice(rebuild_more=False, memory_budget=budget)
             if not _draws_again(model.sketch("", saved), once):

@@ -3,7 +3,7 @@
 A compiler that fuses is left with kernels that may run anywhere between what they read and who reads them, every decode
 of the backward first, for one. From the order given, `order_launches` puts off a kernel that makes more than it frees,
 up to its first reader, and runs one earlier that frees more than it makes, as soon as what it frees is read by nobody
-else. Read-only.
+else. On a CPU the kernels between two calls of a library are one function (`in_rows`). Read-only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,37 +21,53 @@ class Launch:
         reads: the buffers that it reads, as far as someone frees them.
         after: positions of the launches that must run before.
         yields: those of `reads` that a result of their size may take over if they die here.
+        called: a library's, which no function of generated loops reaches across.
     """
 
     makes: Mapping[str, int]
     reads: frozenset[str]
     after: frozenset[int]
     yields: frozenset[str]
+    called: bool = False
 
 
-def order_launches(launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> list[int]:
+def order_launches(
+    launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str], *, in_rows: bool = False
+) -> list[int]:
     """Positions in the order of the least peak found; the given order if none is better.
 
     Args:
         launches: in an order that can be run.
         given: bytes of the buffers that live before the first launch and die with their last reader.
         kept: buffers that outlive the last launch.
+        in_rows: as for `peak_bytes`.
     """
     mover = _Mover(launches, given, kept)
     found = [list(range(len(launches)))]
     for _ in range(_ROUNDS):
         found.append(mover.put_off(found[-1]))
         found.append(mover.pull_up(found[-1]))
-    return min(found, key=lambda order: peak_bytes(order, launches, given, kept))
+    return min(found, key=lambda order: peak_bytes(order, launches, given, kept, in_rows=in_rows))
 
 
-def peak_bytes(order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> int:
-    """The most bytes alive at once."""
+def peak_bytes(
+    order: Sequence[int],
+    launches: Sequence[Launch],
+    given: Mapping[str, int],
+    kept: frozenset[str],
+    *,
+    in_rows: bool = False,
+) -> int:
+    """The most bytes alive at once; `in_rows`: nothing is freed between generated kernels that no call parts."""
     last = {name: at for at, i in enumerate(order) for name in (*launches[i].makes, *launches[i].reads)}
     live = dict(given)
     total = peak = sum(live.values())
+    waiting, in_row = 0, False
     for at, i in enumerate(order):
         launch = launches[i]
+        if not in_row or launch.called:
+            total, waiting = total - waiting, 0
+        in_row = in_rows and not launch.called
         dying = [name for name in launch.reads if last[name] == at and name in live and name not in kept]
         spare = [live[name] for name in dying if name in launch.yields]
         fresh = 0
@@ -62,9 +78,10 @@ def peak_bytes(order: Sequence[int], launches: Sequence[Launch], given: Mapping[
                 fresh += size
         peak = max(peak, total + fresh)
         live.update(launch.makes)
-        total += sum(launch.makes.values())
+        total += fresh
         unread = [name for name in launch.makes if last[name] == at and name not in kept]
-        total -= sum(live.pop(name) for name in (*dying, *unread))
+        gone = sum(live.pop(name) for name in (*dying, *unread))
+        waiting += gone - (sum(launch.makes.values()) - fresh)
     return peak
 
 

@@ -45,16 +45,17 @@ def planned(**options: Any) -> GraphPlan:
     return graph
 
 
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
-def test_a_loose_budget_leaves_logits_whole_and_a_tight_one_chunks_them(inner: str) -> None:
-    loose = planned(budget="100%", inner=inner)
+@pytest.mark.parametrize("inner, most, least", [("aot_eager", 100, 30), ("inductor", 200, 45)])
+def test_a_loose_budget_leaves_logits_whole_and_a_tight_one_chunks_them(inner: str, most: int, least: int) -> None:
+    """A compiled step's own peak, of which shares are, is below what the memory model says of logits and their loss."""
+    loose = planned(budget=f"{most}%", inner=inner)
     assert (loose.loss.chunks, loose.loss.reason, loose.loss.extra_s) == (0, "the budget is met without", 0)
     assert "whole, the budget is met without" in logits(loose.loss)
     with pytest.raises(Exception, match="lowest predicted peak"):
-        planned(budget="30%", inner=inner, loss_chunks=0)
-    tight = planned(budget="30%", inner=inner)
+        planned(budget=f"{least}%", inner=inner, loss_chunks=0)
+    tight = planned(budget=f"{least}%", inner=inner)
     assert tight.loss.chunks >= 2 and tight.loss.extra_s > 0
-    assert tight.peak_after.peak_bytes <= tight.fits[0].limit_bytes == int(0.3 * tight.peak_before.peak_bytes)
+    assert tight.peak_after.peak_bytes <= tight.fits[0].limit_bytes == int(tight.peak_before.peak_bytes * least / 100)
     assert f"{1e3 * tight.loss.extra_s:.3g} ms longer than whole" in logits(tight.loss)
 
 

@@ -1,15 +1,19 @@
 """Which of the ranked cuts are finished: no fewer than the cheapest plan needs, and no more than three."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from fxcompress import cut_to_budget as subject
 from fxcompress.cut_to_budget import Ranking, cut_to_budget
 from fxcompress.errors import BudgetError
+from fxcompress.facts import Peak
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts
 from fxcompress.passes.estimate_cut import Cut
+from fxcompress.plan import Fit
+from fxcompress.replayed_peak import Peaks
 
 LIMIT = 1000
 
@@ -20,9 +24,23 @@ def ranked(*seconds: float) -> Cuts:
     return Cuts(cuts, 0, 2000, 0.0, 1.0, 0.0)
 
 
-def finished(seconds: float) -> Any:
-    """A result whose plan costs so much."""
-    return SimpleNamespace(plan=SimpleNamespace(fits=(SimpleNamespace(recompute_s=seconds, code_s=0.0),)))
+@dataclass(frozen=True)
+class Plan:
+    fits: tuple[Fit, ...]
+    peak_after: Peak
+
+
+@dataclass(frozen=True)
+class Result:
+    plan: Plan
+    fw: None = None
+    bw: None = None
+
+
+def finished(seconds: float, peak_bytes: int = 0) -> Any:
+    """A result whose plan costs and peaks so much."""
+    fit = Fit(LIMIT, 2000, peak_bytes, "cut", seconds, 0.0, 0.0)
+    return Result(Plan((fit,), Peak(peak_bytes, "", peak_bytes, 0, ())))
 
 
 class Finishing:
@@ -46,7 +64,7 @@ def cut_nothing(*, rebuild_more: bool) -> Any:
 
 
 def chooser_of(cuts: Cuts) -> Ranking:
-    return Ranking(Options(budget=LIMIT), 1, None, limit_bytes=LIMIT, cuts=cuts)
+    return Ranking(Options(budget=LIMIT, inner="aot_eager"), 1, None, limit_bytes=LIMIT, cuts=cuts)
 
 
 def test_a_plan_as_cheap_as_estimated_is_taken_at_once() -> None:
@@ -88,3 +106,20 @@ def test_an_error_states_the_lowest_peak_that_was_reached() -> None:
     with pytest.raises(BudgetError) as raised:
         cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0)))
     assert raised.value.peak_bytes == 1110 and finishing.targets[-1] == 0
+
+
+def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [Peaks(1300, 10), Peaks(10, 900)]
+    monkeypatch.setattr(subject, "replayed_peaks", lambda *args: peaks.pop(0))
+    finishing = Finishing(1.0, 2.0)
+    plan = cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0))).plan
+    assert finishing.targets == [LIMIT, LIMIT - 300] and plan.peak_after.peak_bytes == 900
+
+
+def test_a_plan_that_only_the_model_refuses_is_taken_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "replayed_peaks", lambda *args: Peaks(900, 10))
+
+    def rewriting(pair: Any, plain_saved_bytes: int | None, budget: Any) -> Any:
+        return finished(1.0, 1200)
+
+    assert cut_to_budget(cut_nothing, rewriting, chooser_of(ranked(1.0))).plan.peak_after.peak_bytes == 900

@@ -3,7 +3,6 @@
 Names of `torch._inductor.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in 2.11 and 2.13.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,10 +97,12 @@ def _order(nodes: list[Any]) -> list[Any]:
 
     if not nodes or any(isinstance(part.node, Conditional) for node in nodes for part in node.get_nodes()):
         return nodes
-    if any(map(contains_collective, nodes)) or not any(node.is_gpu() for node in nodes):
+    if any(map(contains_collective, nodes)):
         return _order_by_inductor(nodes)
     launches, given = _launches(nodes)
-    return [nodes[i] for i in order_launches(launches, given, frozenset(V.graph.get_output_names()))]
+    kept = frozenset(V.graph.get_output_names())
+    in_rows = not any(node.is_gpu() for node in nodes)
+    return [nodes[i] for i in order_launches(launches, given, kept, in_rows=in_rows)]
 
 
 def _order_by_inductor(nodes: list[Any]) -> list[Any]:
@@ -143,13 +144,19 @@ def _input_nbytes(dep: Any) -> int:
 
     `get_dep_size_hint` counts a group's scale once for every element of the group.
     """
-    from torch._inductor.utils import get_dtype_size, is_nonfreeable_buffers
+    from torch._inductor.utils import is_nonfreeable_buffers
     from torch._inductor.virtualized import V
 
-    if is_nonfreeable_buffers(dep) or V.graph.get_dep_size_hint(dep) == 0:
-        return 0
-    count = V.graph.sizevars.optimization_hint(V.graph.get_numel(dep.name), fallback=0)
-    return int(count) * int(get_dtype_size(V.graph.get_dtype(dep.name)))
+    return 0 if is_nonfreeable_buffers(dep) or V.graph.get_dep_size_hint(dep) == 0 else _nbytes(dep.name)
+
+
+def _nbytes(name: str) -> int:
+    """Bytes of a buffer's elements."""
+    from torch._inductor.utils import get_dtype_size
+    from torch._inductor.virtualized import V
+
+    count = V.graph.sizevars.optimization_hint(V.graph.get_numel(name), fallback=0)
+    return int(count) * int(get_dtype_size(V.graph.get_dtype(name)))
 
 
 def _is_called(node: Any) -> bool:
@@ -202,7 +209,9 @@ def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
         after |= {before[i]} if i in before else set()
         inner = node.get_buffer_names() - made[i].keys()
         read -= inner
-        launches.append(Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read))
+        launches.append(
+            Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read, node.is_extern())
+        )
     return launches, given
 
 
@@ -216,11 +225,46 @@ def _has_effect(node: Any) -> bool:
 
 
 def _yielded(node: Any) -> frozenset[str]:
-    """Operands that a generated kernel may write its result over: Inductor does so where one part of it reads them."""
-    if _is_called(node):
+    """Operands that a generated kernel may write its result over: Inductor does so where one part of it reads them.
+
+    On a CPU the parts run one behind the other, so that the last one that reads an operand may.
+    """
+    if node.is_extern():
         return frozenset()
-    readers = Counter(dep.name for part in node.get_nodes() for dep in part.read_writes.reads)
-    return frozenset(name for name, count in readers.items() if count == 1)
+    readers: dict[str, list[Any]] = {}
+    for part in node.get_nodes():
+        for dep in part.read_writes.reads:
+            readers.setdefault(dep.name, []).append(part)
+    if node.is_gpu():
+        return frozenset(name for name, parts in readers.items() if len(parts) == 1)
+    own = node.get_buffer_names()
+    places: dict[str, list[str]] = {}
+    for part in node.get_nodes():
+        for buffer in part.get_outputs():
+            name = buffer.get_name()
+            places[name] = []
+            for dep in part.read_writes.reads:
+                if not _may_write_over(part, dep.name, readers[dep.name], name):
+                    continue
+                if dep.name in own:
+                    # What the kernel made for itself is taken first, and whatever that was written over.
+                    places[name] += places.get(dep.name, [])
+                    break
+                places[name].append(dep.name)
+    return frozenset(place for name in _stored(node) for place in places.get(name, ()))
+
+
+def _may_write_over(part: Any, name: str, readers: Sequence[Any], result: str) -> bool:
+    """`SchedulerNode.decide_inplace_update`, as in 2.13, but for readers outside of the kernel."""
+    from torch._inductor.virtualized import V
+
+    scheduler = part.scheduler
+    buffer = scheduler.name_to_buf.get(name) or scheduler.name_to_donated_buffer.get(name)
+    if buffer is None or readers[-1] is not part or _nbytes(name) != _nbytes(result):
+        return False
+    alike = {dep for reader in readers for dep in reader.read_writes.reads if dep.name == name}
+    in_place = any(user.node is part and user.can_inplace for user in buffer.users)
+    return len(alike) == 1 and in_place and V.graph.get_dtype(name) == V.graph.get_dtype(result)
 
 
 def _stored(node: Any) -> Iterator[str]:

@@ -94,6 +94,17 @@ def test_what_a_kernel_yields_costs_nothing() -> None:
     assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
 
 
+def test_in_rows_nothing_is_freed_before_a_library_is_called() -> None:
+    first = Launch({"y": 8}, frozenset({"x"}), frozenset(), frozenset())
+    second = Launch({"z": 8}, frozenset({"y"}), frozenset({0}), frozenset())
+    call = Launch({"w": 1}, frozenset({"z"}), frozenset({1}), frozenset(), called=True)
+    launches, held = [first, second, call], frozenset({"w"})
+    assert peak_bytes(range(3), launches, {"x": 8}, held) == 16
+    assert peak_bytes(range(3), launches, {"x": 8}, held, in_rows=True) == 24
+    parted = [first, Launch({}, frozenset(), frozenset(), frozenset(), called=True), second]
+    assert peak_bytes(range(3), parted, {"x": 8}, held, in_rows=True) == 16
+
+
 def after_fusion(options: Options, *, on_gpu: bool = True) -> tuple[bool, bool, object]:
     """What runs after fusion: whether loops are split, whether we order, and Inductor's own order where it is set."""
     found = settings(options, on_gpu=on_gpu)
@@ -102,13 +113,13 @@ def after_fusion(options: Options, *, on_gpu: bool = True) -> tuple[bool, bool, 
     return split, order, found.get("reorder_for_peak_memory")
 
 
-def test_only_graphs_on_a_gpu_are_ordered_and_the_callers_own_pass_is_left_alone() -> None:
+def test_loops_are_split_on_a_gpu_only_and_the_callers_own_pass_is_left_alone() -> None:
     assert after_fusion(Options()) == (True, True, False)
     assert after_fusion(Options(disable_passes=("order_launches",))) == (True, False, None)
     assert after_fusion(Options(disable_passes=("split_loops",))) == (False, True, False)
     nothing = (False, False, None)
     assert after_fusion(Options(disable_passes=("order_launches", "split_loops"))) == nothing
-    assert after_fusion(Options(), on_gpu=False) == nothing
+    assert after_fusion(Options(), on_gpu=False) == (False, True, False)
     with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
         assert after_fusion(Options()) == nothing
 

@@ -1,0 +1,111 @@
+"""What Inductor makes of a partitioned graph on a CPU, up to the text of its code: nothing is compiled or run.
+
+Names of `torch._inductor.compile_fx`, `.debug`, `.fx_passes.post_grad`, `.graph`, `.ir`, `.virtualized`: run in 2.13.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A graph after scheduling and code generation.
+
+    Attributes:
+        source: the wrapper code, with every kernel in it.
+        outputs: the buffer behind each output; empty for what is no tensor.
+        strides: of each output, as Inductor chose them; None for what is no tensor.
+        result_nbytes: of every buffer of static size.
+        workspace_nbytes: what calls of libraries need while they run, by the buffer that they return.
+    """
+
+    source: str
+    outputs: tuple[str, ...]
+    strides: tuple[tuple[int, ...] | None, ...]
+    result_nbytes: Mapping[str, int]
+    workspace_nbytes: Mapping[str, int]
+
+
+def lower_for_cpu(
+    gm: fx.GraphModule,
+    inputs: Sequence[torch.Tensor],
+    patches: Mapping[str, Any],
+    workspace: Callable[[fx.Node], int],
+    *,
+    is_backward: bool,
+    user_outputs: Sequence[int] = (),
+    donated: Sequence[int] = (),
+) -> Lowered:
+    """Do to `gm` what `compile_fx` does; edits it.
+
+    Args:
+        gm: a forward or backward graph, of static sizes.
+        inputs: fake tensors with the strides that the graph will be given.
+        patches: of Inductor's config.
+        workspace: bytes that the kernel of a node needs besides its results.
+        is_backward: which of the two it is.
+        user_outputs: positions of the outputs whose strides the user sees.
+        donated: positions of the inputs that the graph may write over.
+    """
+    from torch._inductor import compile_fx, config
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.fx_passes.post_grad import view_to_reshape
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    (end,) = gm.graph.find_nodes(op="output")
+    end.meta["user_visible_output_idxs"] = [i for i in user_outputs if isinstance(end.args[0][i], fx.Node)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(config.patch(dict(patches)))
+        view_to_reshape(gm)  # type: ignore[no-untyped-call]
+        mode = compile_fx.fake_tensor_prop(gm, list(inputs), True)
+        compile_fx._recursive_record_original_output_strides(gm)
+        stack.enter_context(V.set_fake_mode(mode))
+        stack.enter_context(V.set_debug_handler(DebugContext()))
+        compile_fx._recursive_post_grad_passes(gm, is_inference=False)
+        graph = GraphLowering(gm, example_inputs=inputs, is_backward=is_backward, is_inference=False)
+        # Known to a compilation only once both graphs are.
+        graph.bw_donated_idxs = list(donated)
+        stack.enter_context(V.set_graph_handler(graph))
+        stack.enter_context(V.set_extern_kernel_nodes([]))
+        graph.run(*inputs)
+        strides = tuple(_strides(out) for out in graph.graph_outputs)
+        code, _ = graph.codegen()
+        outputs = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
+        results = {name: _nbytes(buffer) for name, buffer in graph.name_to_buffer.items()}
+        calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
+        needs = {name: workspace(node) for name, node in calls.items() if node is not None}
+    return Lowered(code.value, outputs, strides, results, {name: nbytes for name, nbytes in needs.items() if nbytes})
+
+
+def _call_of(buffer: Any) -> fx.Node | None:
+    """The node whose library kernel returns a buffer."""
+    overload = getattr(buffer, "op_overload", None)
+    node: fx.Node | None = buffer.get_origin_node()
+    return node or next((origin for origin in buffer.get_origins() if origin.target is overload), None)
+
+
+def _is_tensor(output: Any) -> bool:
+    from torch._inductor import ir
+
+    return isinstance(output, ir.IRNode) and output.has_tensor_output()
+
+
+def _strides(output: Any) -> tuple[int, ...] | None:
+    return tuple(int(stride) for stride in output.get_layout().stride) if _is_tensor(output) else None
+
+
+def _nbytes(buffer: Any) -> int:
+    """0 for several results, which are counted where they are picked."""
+    layout = buffer.get_output_spec()
+    if not hasattr(layout, "size"):
+        return 0
+    sizes, strides = [int(size) for size in layout.size], [int(stride) for stride in layout.stride]
+    last = -1 if 0 in sizes else sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return (last + 1) * int(layout.dtype.itemsize)

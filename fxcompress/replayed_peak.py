@@ -1,0 +1,145 @@
+"""The peak of a pair as Inductor will run it on a CPU: lowered, and its allocations replayed.
+
+The memory model (`passes.liveness`) repeats Inductor's rules and is fast, which ranking cuts needs; a budget promises a
+number. So the pair that is about to be taken is lowered as it will be, short of compiling it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcompress import compat
+from fxcompress.compat.lowering import lower_for_cpu
+from fxcompress.inductor_settings import settings
+from fxcompress.options import Options
+from fxcompress.passes.alias import storage_key
+from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.passes.cut_within import MOST_NODES
+from fxcompress.passes.find_channels_last import find_channels_last
+from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.liveness import Half, Machine, find_halves
+from fxcompress.passes.traits import buffers_of
+from fxcompress.passes.workspace import workspace_nbytes
+from fxcompress.replay import replay
+
+log = logging.getLogger(__name__)
+Given = dict[str, tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Bytes of the two halves of a step."""
+
+    forward_bytes: int
+    backward_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The larger of the two."""
+        return max(self.forward_bytes, self.backward_bytes)
+
+
+def replayed_peaks(
+    fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, options: Options, *, plain: bool = False
+) -> Peaks | None:
+    """None where they cannot be told: Inductor does not run the pair, sizes are symbolic, it calls other graphs, is
+    large or not on a CPU.
+
+    Args:
+        fw, bw: the pair, left as it is.
+        num_fwd_outputs: how many forward outputs are the user's.
+        options: what it will be compiled with.
+        plain: it is PyTorch's own pair, compiled without us.
+    """
+    if options.inner != "inductor" or "replay_peak" in options.disable_passes:
+        return None
+    large = len(fw.graph.nodes) + len(bw.graph.nodes) > MOST_NODES
+    if large or not (_is_simple(fw) and _is_simple(bw)):
+        return None
+    machine = Machine(True, bool(find_channels_last(fw)))
+    theirs = {**compat.inductor_mode_options(options.mode), **options.inductor_patches()}
+    patches = {} if plain else {**settings(options, on_gpu=False), **theirs}
+    try:
+        return _peaks(fw, bw, num_fwd_outputs, machine, patches)
+    except Exception as error:
+        # What a lowering may raise is any exception. A model of the peak remains.
+        log.warning("the peak was not replayed: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine, patches: Mapping[str, Any]) -> Peaks:
+    before, after = find_halves(fw, bw, count, machine)
+
+    def workspace(node: fx.Node) -> int:
+        return workspace_nbytes(node, channels_last=machine.channels_last)
+
+    given = [node.meta["val"] for node in placeholders(fw)]
+    user = range(count)
+    forward = lower_for_cpu(copy_graph(fw), given, patches, workspace, is_backward=False, user_outputs=user)
+    results = outputs(fw)
+    uncounted = [
+        name
+        for name, node in zip(forward.outputs, results, strict=True)
+        if name and isinstance(node, fx.Node) and storage_key(node) in before.uncounted
+    ]
+    first = replay(
+        forward.source, {}, forward.result_nbytes, uncounted=uncounted, workspace_nbytes=forward.workspace_nbytes
+    )
+    strides = {
+        node.name: stride
+        for node, stride in zip(results, forward.strides, strict=True)
+        if isinstance(node, fx.Node) and stride is not None
+    }
+    inputs = [_laid_out(node, strides) for node in placeholders(bw)]
+    callers = (*placeholders(fw), *results[:count], *outputs(bw))
+    held = {storage_key(node) for node in callers if isinstance(node, fx.Node)} - {None}
+    donated = [i for i, node in enumerate(placeholders(bw)) if node.name in strides and storage_key(node) not in held]
+    backward = lower_for_cpu(copy_graph(bw), inputs, patches, workspace, is_backward=True, donated=donated)
+    then = replay(
+        backward.source,
+        _given(bw, after),
+        backward.result_nbytes,
+        uncounted=[name for name in backward.outputs if name],
+        workspace_nbytes=backward.workspace_nbytes,
+    )
+    return Peaks(*(max((moment.most_bytes for moment in moments), default=0) for moments in (first, then)))
+
+
+def _is_simple(gm: fx.GraphModule) -> bool:
+    for node in gm.graph.nodes:
+        val = node.meta.get("val")
+        for item in val if isinstance(val, (tuple, list)) else (val,):
+            if isinstance(item, torch.SymInt):
+                return False
+            if isinstance(item, torch.Tensor) and (item.device.type != "cpu" or not _is_static(item)):
+                return False
+        if node.op == "get_attr":
+            return False
+    return True
+
+
+def _is_static(val: torch.Tensor) -> bool:
+    return val.layout is torch.strided and all(isinstance(size, int) for size in val.shape)
+
+
+def _laid_out(node: fx.Node, strides: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
+    """What a backward is given: a saved tensor comes with the strides that the forward chose."""
+    val: torch.Tensor = node.meta["val"]
+    stride = strides.get(node.name)
+    if stride is None or stride == tuple(val.stride()):
+        return val
+    return val.as_strided(val.shape, stride)
+
+
+def _given(bw: fx.GraphModule, half: Half) -> Given:
+    """The saved tensors that are freed, as names of their storages with bytes."""
+    return {
+        node.name: (str(key), half.given[key])
+        for node in placeholders(bw)
+        for key, _ in buffers_of(node)
+        if key in half.given and key not in half.uncounted
+    }
