@@ -119,7 +119,8 @@ def test_loops_are_split_on_a_gpu_only_and_the_callers_own_pass_is_left_alone() 
     assert after_fusion(Options(disable_passes=("split_loops",))) == (False, True, False)
     nothing = (False, False, None)
     assert after_fusion(Options(disable_passes=("order_launches", "split_loops"))) == nothing
-    assert after_fusion(Options(), on_gpu=False) == (False, True, False)
+    assert after_fusion(Options(), on_gpu=False) == nothing
+    assert after_fusion(Options(budget="50%"), on_gpu=False) == (False, True, False)
     with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
         assert after_fusion(Options()) == nothing
 
