@@ -3,7 +3,7 @@
     python -m bench.peaks [--models vit_base,…] [--variants plain,default,…] [--toy] [--json file]
 
 Each model is traced once on fake tensors under bf16 autocast; its graphs are partitioned, lowered for an H200, and the
-allocations of the generated code are replayed (`bench.fake_cuda.memory`). Next to it stands what the memory model
+allocations of the generated code are replayed (`fxcompress.replay`). Next to it stands what the memory model
 predicts. Parameters, gradients, the batch and what libraries need inside their calls are left out.
 """
 
@@ -21,17 +21,19 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.device.training import BATCHES
-from bench.fake_cuda import DEVICE, Lowered, Moment, fake_cuda, lower, replay, retarget
+from bench.fake_cuda import DEVICE, Lowered, fake_cuda, lower, retarget
 from bench.models.large import LARGE
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic import INLINED, SETTINGS
+from fxcompress.compat.lowering import result_nbytes
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.liveness import Machine, find_peak
+from fxcompress.replay import Moment, replay
 
 REFERENCE = "plain"
 OPTIONS: Mapping[str, Options] = {
@@ -41,6 +43,8 @@ OPTIONS: Mapping[str, Options] = {
     "exact": Options(lossy=False, disable_passes=INLINED),
 }
 _TOY_BATCH = 4
+BLOCK = 512
+"""Bytes that the CUDA caching allocator rounds up to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +134,19 @@ def predict(pair: Pair, num_fwd_outputs: int) -> int:
     return peak
 
 
-def replay_step(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, object]) -> tuple[list[Moment], list[Moment]]:
+def replay_step(
+    pair: Pair, num_fwd_outputs: int, settings: Mapping[str, object], *, block: int = BLOCK
+) -> tuple[list[Moment], list[Moment]]:
     """Live bytes along the generated code of both graphs, gradients left out; edits the graphs."""
     held = {node.name for node in placeholders(pair[0])}
-    given = {node.name: storage_nbytes(node.meta["val"]) for node in _tensors(pair[1]) if node.name not in held}
+    saved = [node for node in _tensors(pair[1]) if node.name not in held]
+    given = {node.name: (node.name, storage_nbytes(node.meta["val"])) for node in saved}
     with fake_cuda():
         forward = lower(pair[0], is_backward=False, user_outputs=range(num_fwd_outputs), settings=settings)
-        before = replay(forward, {})
+        before = replay(forward.source, {}, result_nbytes(forward.graph), block=block)
         backward = lower(pair[1], is_backward=True, settings=settings)
-        return before, replay(backward, given, _returned(backward))
+        results = result_nbytes(backward.graph)
+        return before, replay(backward.source, given, results, uncounted=_returned(backward), block=block)
 
 
 def _returned(lowered: Lowered) -> list[str]:

@@ -14,10 +14,9 @@ Every private name of torch that this needs is in this package; all were run in 
 from bench.fake_cuda.compiled import Compiled, compile_generated, numels
 from bench.fake_cuda.device import DEVICE, fake_cuda, gpu_layouts
 from bench.fake_cuda.lower import Lowered, lower, retarget
-from bench.fake_cuda.memory import Moment, replay
 from bench.fake_cuda.schedule import Access, Scheduled, scheduled
 
 __all__ = [
-    "DEVICE", "Access", "Compiled", "Lowered", "Moment", "Scheduled", "compile_generated", "fake_cuda", "gpu_layouts",
-    "lower", "numels", "replay", "retarget", "scheduled",
+    "DEVICE", "Access", "Compiled", "Lowered", "Scheduled", "compile_generated", "fake_cuda", "gpu_layouts",
+    "lower", "numels", "retarget", "scheduled",
 ]  # fmt: skip

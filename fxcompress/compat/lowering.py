@@ -78,10 +78,15 @@ def lower_for_cpu(
         strides = tuple(_strides(out) for out in graph.graph_outputs)
         code, _ = graph.codegen()
         outputs = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
-        results = {name: _nbytes(buffer) for name, buffer in graph.name_to_buffer.items()}
+        results = result_nbytes(graph)
         calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
         needs = {name: workspace(node) for name, node in calls.items() if node is not None}
     return Lowered(code.value, outputs, strides, results, {name: nbytes for name, nbytes in needs.items() if nbytes})
+
+
+def result_nbytes(graph: Any) -> dict[str, int]:
+    """Bytes of every buffer of a lowered graph; 0 for several results, which are counted where they are picked."""
+    return {name: _nbytes(buffer) for name, buffer in graph.name_to_buffer.items()}
 
 
 def _call_of(buffer: Any) -> fx.Node | None:
@@ -102,9 +107,8 @@ def _strides(output: Any) -> tuple[int, ...] | None:
 
 
 def _nbytes(buffer: Any) -> int:
-    """0 for several results, which are counted where they are picked."""
     layout = buffer.get_output_spec()
-    if not hasattr(layout, "size"):
+    if not hasattr(layout, "dtype"):
         return 0
     sizes, strides = [int(size) for size in layout.size], [int(stride) for stride in layout.stride]
     last = -1 if 0 in sizes else sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))

@@ -7,15 +7,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import fake_cuda, lower, memory, replay
-from bench.peaks import OPTIONS, predict, replay_step, trace_large
+from bench.fake_cuda import fake_cuda, lower
+from bench.peaks import BLOCK, OPTIONS, predict, replay_step, trace_large
 from bench.step_graphs import Pair, partition, plain, trace
 from bench.traffic import SETTINGS
 from fxcompress.compat import scheduling
+from fxcompress.compat.lowering import result_nbytes
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.order_launches import Launch, peak_bytes
+from fxcompress.replay import replay
 
 ROWS, WIDTH, FP32 = 512, 1024, 4
 
@@ -36,7 +38,8 @@ def test_a_forward_counted_by_hand() -> None:
         joint = trace(TwoProducts(), (torch.randn(ROWS, WIDTH, requires_grad=True),))
     fw, _ = partition(joint, plain)
     with fake_cuda():
-        moments = replay(lower(fw, is_backward=False, user_outputs=[0]), {})
+        lowered = lower(fw, is_backward=False, user_outputs=[0])
+        moments = replay(lowered.source, {}, result_nbytes(lowered.graph), block=BLOCK)
     wide, result = 2 * ROWS * WIDTH * FP32, ROWS * WIDTH * FP32
     assert max(moment.nbytes for moment in moments) == 2 * wide + result
     assert moments[-1].nbytes == wide + result
@@ -70,15 +73,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return found
 
 
-def test_what_is_ordered_by_is_what_the_code_allocates(
-    toy: tuple[Pair, Pair, int], counted: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "BLOCK", 1)
+def test_what_is_ordered_by_is_what_the_code_allocates(toy: tuple[Pair, Pair, int], counted: Counted) -> None:
     pair, again, count = toy
     held = {node.name for node in placeholders(pair[0])}
     saved = {n.name: storage_nbytes(n.meta["val"]) for n in placeholders(pair[1]) if isinstance(n.meta["val"], Tensor)}
     predicted = predict(again, count)
-    forward, backward = replay_step(pair, count, SETTINGS)
+    forward, backward = replay_step(pair, count, SETTINGS, block=1)
     peaks = [max(moment.nbytes for moment in moments) for moments in (forward, backward)]
     assert [peak for _, peak in counted] == pytest.approx(peaks, rel=0.02)
     given, _ = counted[1]
