@@ -31,7 +31,7 @@ from bench.record import append_rows, environment, megabytes
 from bench.sass import Line, disassemble, load_width
 from bench.step_graphs import Joint, Partitioner, partition, plain
 from bench.traffic import SETTINGS
-from fxcompress import backend
+from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 
@@ -112,7 +112,7 @@ def measure(model: str, variant: str, joint: Joint) -> list[Row]:
     """A row per generated kernel, the longest first, before them that of all."""
     name = variant.removesuffix(UNSPLIT)
     chosen: Partitioner = plain if name == REFERENCE else ActcompPartitioner(OPTIONS[name])
-    ours = SETTINGS if name == variant else backend.settings(Options(disable_passes=("split_loops",)), on_gpu=True)
+    ours = SETTINGS if name == variant else inductor_settings(Options(disable_passes=("split_loops",)), on_gpu=True)
     pair, settings = partition(joint, chosen), {} if name == REFERENCE else ours
     rows: list[Row] = []
     with fake_cuda(), tempfile.TemporaryDirectory() as folder:

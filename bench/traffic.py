@@ -27,7 +27,7 @@ from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
-from fxcompress import backend
+from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.find_saved import outputs
@@ -36,7 +36,7 @@ REFERENCE = "plain"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 INLINED = ("outline",)
 """What a graph traced on CPU must leave out to be the one that a GPU gets."""
-SETTINGS = backend.settings(Options(), on_gpu=True)
+SETTINGS = inductor_settings(Options(), on_gpu=True)
 """Under which Inductor generates code for graphs of ours; a user's joint graph gets the same."""
 COLUMNS = (
     "variant", "MB/step", "vs plain", "forward", "backward", "libraries", "kernels", "encodes", "decodes",

@@ -16,7 +16,7 @@ from fxcompress import budget_scope, compat, ledger
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import OptionError
 from fxcompress.first_call import FirstCall
-from fxcompress.inductor_settings import settings as settings
+from fxcompress.inductor_settings import settings
 from fxcompress.ledger import reports as reports
 from fxcompress.options import Options, from_mapping
 from fxcompress.partition import ActcompPartitioner

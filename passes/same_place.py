@@ -79,10 +79,6 @@ def value_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def arguments_of(node: fx.Node) -> list[fx.Node]:
-    return [value_of(argument) for argument in node.all_input_nodes]
-
-
 def readers_of(value: fx.Node) -> list[fx.Node]:
     """The calls that read a value, through views of it too."""
     calls = [user for user in value.users if user.op != "output"]

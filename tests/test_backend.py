@@ -222,7 +222,7 @@ def test_a_report_that_cannot_be_kept_beside_the_cache_is_no_error(monkeypatch, 
 
 
 def test_limits_of_what_is_computed_where_it_is_read_are_wider_on_a_gpu_only() -> None:
-    from fxcompress.backend import settings
+    from fxcompress.inductor_settings import settings
     from fxcompress.options import Options
     from fxcompress.passes.realize import FOR_GPU
 

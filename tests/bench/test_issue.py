@@ -21,8 +21,8 @@ from bench.models.blocks import default_dtype
 from bench.sass import Line, disassemble
 from bench.step_graphs import Joint, partition, plain, trace
 from bench.traffic import INLINED
-from fxcompress import backend
 from fxcompress.compat import split_loops
+from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 
@@ -48,7 +48,7 @@ def backward_sources(joint: Joint, *left_out: str) -> dict[str, str]:
     options = Options(operand_bits=4, disable_passes=(*INLINED, *left_out))
     _, bw = partition(joint, ActcompPartitioner(options))
     with fake_cuda():
-        return kernel_sources(lower(bw, is_backward=True, settings=backend.settings(options, on_gpu=True)).source)
+        return kernel_sources(lower(bw, is_backward=True, settings=inductor_settings(options, on_gpu=True)).source)
 
 
 def counts(sources: dict[str, str], folder: Path, part: str) -> Iterator[Code]:

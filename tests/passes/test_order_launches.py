@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor import config
 
-from fxcompress.backend import settings
 from fxcompress.compat import scheduling
 from fxcompress.compat.scheduling import AfterFusion
+from fxcompress.inductor_settings import settings
 from fxcompress.options import Options
 from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
 
