@@ -16,6 +16,8 @@ from fxcompress.errors import OptionError
 
 WARPS = 4
 """Triton's default; a graph node could not carry another number."""
+HELD_BYTES = 384
+"""What a thread of a chain's kernel may hold of tensors that it encodes: with 512, one took 237 registers."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -71,7 +73,10 @@ def refuse_together(codecs: Sequence[Affine], cols: int, dtype: torch.dtype) -> 
     """Why one kernel cannot encode rows of `cols` elements with each of `codecs`, or empty."""
     if reason := next(filter(None, (refuse(codec, cols, dtype) for codec in codecs)), ""):
         return reason
-    return "" if len({codec.group for codec in codecs}) == 1 else "one kernel has groups of one size"
+    if len({codec.group for codec in codecs}) > 1:
+        return "one kernel has groups of one size"
+    held = _group_of_chain(codecs) // _lanes_of_chain(codecs) * len(codecs) * dtype.itemsize
+    return "" if held <= HELD_BYTES else f"a thread would hold {held} bytes of what it encodes"
 
 
 def packs_masks(codecs: Sequence[Affine], cols: int) -> bool:
