@@ -270,8 +270,7 @@ class _Search:
             moment = price_moments(start.estimate, [(slot, 1.0)])
             alive = {node: moment.again_s(node) for node in network.saving if node.op == "call_function"}
             for node in sorted((node for node in alive if alive[node]), key=lambda node: -alive[node]):
-                toggled = saved ^ {node}
-                cut = [other for other in self.model.joint.nodes if other in toggled]
+                cut = self.model.with_inputs(saved ^ {node})
                 if not _draws_again(self.model.sketch("", cut), once):
                     name = f"{start.cut.name}, {node.name} {'again' if node in saved else 'saved'}"
                     self.try_own(name, functools.partial(list, cut))

@@ -23,7 +23,7 @@ from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_random, is_view, op_name
 from fxcompress.passes.pack_values import Packer, Packing, find_operands
 from fxcompress.passes.phases import Known as Traits
-from fxcompress.passes.phases import Phase, cut_phases
+from fxcompress.passes.phases import Phase, cut_phases, is_forward_input
 from fxcompress.passes.values import find_values
 from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
@@ -55,6 +55,12 @@ class Model:
         forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits)
         again = sum((self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members), 0.0)
         return Sketch(self, name, tuple(saved), forward, backward, again)
+
+    def with_inputs(self, saved: Set[fx.Node]) -> list[fx.Node]:
+        """`saved` in the graph's order, with those of the forward's inputs that its backward would read besides."""
+        (_, backward) = cut_phases(self.joint, tuple(saved), self.num_fwd_outputs, self.traits)
+        read = {source for node in backward.nodes for source in node.all_input_nodes if is_forward_input(source)}
+        return [node for node in self.joint.nodes if node in saved or node in read]
 
     def ways(self) -> Ways:
         """How each value could be saved."""

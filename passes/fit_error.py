@@ -43,7 +43,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class FittedError:
-    """The choice, how exact it is, and the lowest peak that was found reachable (0 without a budget)."""
+    """The choice, how exact it is, and the lowest peak that was found reachable (0 without a budget).
+
+    Where the budget cannot be kept by what is known before rewriting, the choice has that lowest peak.
+    """
 
     choice: Choice
     accuracy: Accuracy
@@ -104,7 +107,7 @@ def fit_error(
         peak: a budget, or None.
 
     Raises:
-        BudgetError: no choice keeps the budget.
+        BudgetError: no choice keeps the budget, and the one with the lowest peak does not keep the limit.
         AccuracyError: no choice that keeps the budget keeps the limit; without one, keeping everything is exact.
         PlanError: `errors` lacks a tensor or a width of this graph.
     """
@@ -169,14 +172,18 @@ def _within(
     ]
     errors = [[candidate.rel_error**2 for candidate in own] for own in candidates]
     allocation, found = within_peak(items, errors, lifetimes.rest_bytes, peak.limit_bytes, limit**2)
-    lowest_bytes, lowest = lowest_peak(items, lifetimes.rest_bytes), found.lowest**0.5
-    if not allocation.fits:
+    lowest_bytes = lowest_peak(items, lifetimes.rest_bytes)
+    over = not allocation.fits
+    if over:  # As low as it gets: what the rewritten pair peaks at, decides.
+        _, found = within_peak(items, errors, lifetimes.rest_bytes, allocation.peak_bytes, limit**2)
+    if over and not found.fits:
         raise BudgetError(
             f"budget of {peak.limit_bytes} bytes: the lowest predicted peak found is {lowest_bytes} bytes; state a "
             "larger budget, or make the batch smaller",
             peak_bytes=allocation.peak_bytes,
         )
     if not found.fits:
+        lowest = found.lowest**0.5
         raise AccuracyError(
             f"max_error={limit:g}: the lowest predicted error of the gradient found within a peak of "
             f"{peak.limit_bytes} bytes is {lowest:.3g}; state a larger limit or a larger budget",

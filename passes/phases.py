@@ -79,7 +79,7 @@ def cut_phases(
     forward = _needed([*user, *saved], given.__contains__)
     known = dict.fromkeys([*given, *saved])
     backward = _needed(gradients, known.__contains__)
-    held = [node for node in given if not _is_tangent(node)]
+    held = [node for node in given if is_forward_input(node)]
     shared: Known = {} if traits is None else traits
     before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved], shared)
     return before, make_phase(_lazily(backward, order), known, gradients, shared)
@@ -110,6 +110,11 @@ def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
         missing = _needed([node], lambda item: item in placed or item not in backward)
         placed.update(dict.fromkeys(sorted(missing, key=order.__getitem__)))
     return list(placed)
+
+
+def is_forward_input(node: fx.Node) -> bool:
+    """Whether it is given to the forward: parameters, buffers and the user's inputs, not what the backward starts from."""
+    return node.op == "placeholder" and not _is_tangent(node)
 
 
 def _is_tangent(node: fx.Node) -> bool:
