@@ -20,8 +20,8 @@ from fxcompress.passes.find_masked import find_masked
 from fxcompress.passes.fit_budget import ERROR_WEIGHT
 from fxcompress.passes.lifetimes import Group, Lifetime, Lifetimes, find_lifetimes
 from fxcompress.passes.liveness import Machine
-from fxcompress.passes.ops import is_random, is_view, op_name
-from fxcompress.passes.pack_values import Packer, Packing, find_operands
+from fxcompress.passes.ops import is_attention, is_random, is_view, op_name
+from fxcompress.passes.pack_values import Packer, Packing, find_sources, multiplies
 from fxcompress.passes.phases import Known as Traits
 from fxcompress.passes.phases import Phase, cut_phases, is_forward_input
 from fxcompress.passes.values import find_values
@@ -82,9 +82,10 @@ class Sketch:
         """Take its live bytes apart."""
         groups = _groups(self.saved, self.forward, self.model.user_nodes)
         lifetimes = find_lifetimes(self.forward, self.backward, groups, self.model.machine)
-        operands = find_operands(self.forward, self.backward, self.saved)
+        operands = find_sources(self.forward, self.backward, self.saved, multiplies)
+        attended = find_sources(self.forward, self.backward, self.saved, is_attention)
         paired = zip(groups, lifetimes.storages, strict=True)
-        return Estimate(self, lifetimes, [_options(self.model, *pair, operands) for pair in paired])
+        return Estimate(self, lifetimes, [_options(self.model, *pair, operands, attended) for pair in paired])
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,8 @@ def _ways(model: Model, node: fx.Node) -> tuple[Way, ...]:
         return ()
     nbytes = nbytes_of(tensor)
     known = [p for p in model.packed.get(node, ()) if p.for_products and p.for_derivatives]
+    if _is_attended(node):
+        known = [p for p in known if p.for_attention]
     packed = [Way(p.seconds, p.nbytes, _scaled(p.working, nbytes)) for p in known]
     return (Way(0.0, nbytes), *packed)
 
@@ -194,6 +197,14 @@ def _is_element(node: fx.Node) -> bool:
     return op_name(node) == "getitem" and isinstance(source, fx.Node) and not is_view(source)
 
 
+def _is_attended(node: fx.Node) -> bool:
+    """Whether attention reads the value, or a view of it."""
+    views = [node]
+    for view in views:
+        views += [user for user in view.users if is_view(user)]
+    return any(is_attention(user) for view in views for user in view.users)
+
+
 def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> list[Group]:
     """Saved storages that the caller does not hold."""
     held = {storage_key(node) for node in (*forward.inputs, *forward.returned[:num_fwd_outputs])}
@@ -205,9 +216,15 @@ def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> l
     return [Group(tuple(nodes), tuple(nodes)) for nodes in found.values()]
 
 
-def _options(model: Model, group: Group, lifetime: Lifetime, operands: Set[fx.Node]) -> list[Option]:
+def _options(
+    model: Model, group: Group, lifetime: Lifetime, operands: Set[fx.Node], attended: Set[fx.Node]
+) -> list[Option]:
     keep = Option(0.0, tuple(lifetime.kept()))
-    known = next((model.packed[node] for node in group.given if node in model.packed), ())
-    multiplied = not operands.isdisjoint(group.given)
-    admitted = [p for p in known if (p.for_products if multiplied else p.for_derivatives)]
+    admitted = next((model.packed[node] for node in group.given if node in model.packed), ())
+    if not attended.isdisjoint(group.given):
+        admitted = tuple(p for p in admitted if p.for_attention)
+    elif not operands.isdisjoint(group.given):
+        admitted = tuple(p for p in admitted if p.for_products)
+    else:
+        admitted = tuple(p for p in admitted if p.for_derivatives)
     return [keep, *(Option(p.seconds, tuple(lifetime.encoded(p.nbytes, p.working))) for p in admitted)]

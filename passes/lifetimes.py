@@ -5,7 +5,8 @@ add (`Lifetime`, one each) and the rest, so that the curve under any choice of r
 is kept lives from its producer to its last reader in the backward. One that is encoded lives whole up to its last
 reader in the forward, packed from its producer on, and whole again between its first and last reader in the backward,
 unless all of those are kernels that decode it as they read. Slots number the steps of the forward and then those of the
-backward. Read-only.
+backward. Interpreted codecs have slots of their own: after each step of the forward, where what it read may be gone,
+and before each of the backward, where what it makes is not there yet. Read-only.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,20 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Slots of one storage of `nbytes`. `decoded_inline`: no reader in the backward needs it whole."""
+    """Slots of one storage of `nbytes`.
+
+    Attributes:
+        encoding, decoding: where interpreted codecs run.
+        decoded_inline: no reader in the backward needs it whole.
+    """
 
     nbytes: int
     made: int
     last_forward: int
     first_backward: int
     last_backward: int
+    encoding: int
+    decoding: int
     decoded_inline: bool
 
     def kept(self) -> list[tuple[int, int, int]]:
@@ -50,15 +58,20 @@ class Lifetime:
             working: where codecs are interpreted, what an encode and a decode take besides, in sizes of the storage
                 (`codec_memory`); None where they are compiled.
         """
-        whole = [(self.made, self.last_forward, self.nbytes)]
+        whole = (self.made, self.last_forward, self.nbytes)
         if working is not None:
             encode, decode = (int(share * self.nbytes) for share in working)
-            whole.append((self.made, self.made, encode))
-            whole.append((self.first_backward, self.first_backward, decode))
-        elif self.decoded_inline:
-            return [*whole, (self.made, self.last_backward, packed_bytes)]
+            return [
+                (self.made, max(self.last_forward, self.encoding), self.nbytes),
+                (self.encoding, self.encoding, encode),
+                (self.encoding, self.decoding, packed_bytes),
+                (self.decoding, self.decoding, decode),
+                (self.decoding, self.last_backward, self.nbytes),
+            ]
+        if self.decoded_inline:
+            return [whole, (self.made, self.last_backward, packed_bytes)]
         again = (self.first_backward, self.last_backward, self.nbytes)
-        return [*whole, (self.made, self.first_backward, packed_bytes), again]
+        return [whole, (self.made, self.first_backward, packed_bytes), again]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,9 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
         machine: how the step is run.
     """
     first, then = find_steps(forward, machine), find_steps(backward, machine)
+    if not machine.fused:
+        first = [each for step in first for each in (step, _codecs_beside(step))]
+        then = [each for step in then for each in (_codecs_beside(step), step)]
     given = [{key for node in group.given for key in forward.traits(node).keys} for group in groups]
     taken = [{key for node in group.taken for key in backward.traits(node).keys} for group in groups]
     early = [node for node in forward.returned if machine.fused and node.meta.get("actcomp") == GRADIENT]
@@ -100,6 +116,11 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
         for group, keys, others in zip(groups, given, taken, strict=True)
     ]
     return Lifetimes(rest, tuple(storages), tuple(name for name, _ in before + after), len(first))
+
+
+def _codecs_beside(step: Step) -> Step:
+    """A slot for the codecs that run next to it."""
+    return Step(step.name, (), (), in_place=False, generated=False, workspace_bytes=0)
 
 
 Spans = dict[Buffer, tuple[int, int]]
@@ -126,4 +147,5 @@ def _lifetime(group: Group, keys: set[Buffer], in_forward: Spans, used: tuple[in
     made, last = _join(in_forward, keys, max(used[0] - 1, 0), 0)
     nbytes = max(size for node in group.given for _, size in backward.traits(node).buffers)
     inline = all(is_fused_away(node, backward) for node in group.taken)
-    return Lifetime(nbytes, made, last, *used, inline)
+    decoding = max(used[0] - 1, 0)
+    return Lifetime(nbytes, made, last, *used, min(made + 1, decoding), decoding, inline)

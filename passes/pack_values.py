@@ -1,10 +1,10 @@
 """How each value of a joint graph could be encoded, estimated from operators, dtypes and options.
 
 `Packer(…).ways(node)` lists the codecs that would take a value, with what they cost. What the backward needs of a value
-is known for a given cut only (`find_operands`). Read-only.
+is known for a given cut only (`find_sources`). Read-only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +22,7 @@ from fxcompress.passes.fit_budget import code_cost_s
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import GEMMS, is_attention, op_name
 from fxcompress.passes.phases import Phase
+from fxcompress.passes.pick_codec import ATTENTION_BITS
 from fxcompress.passes.value_sets import ValueSet
 from fxcompress.passes.values import Known
 
@@ -34,8 +35,8 @@ class Packing:
     """How a value could be encoded: payload bytes, seconds with what its error is weighed at, and what an interpreted
     encode and decode take besides, in sizes of the value.
 
-    `for_products`, `for_derivatives`: whether the options let what products, and what nothing but pointwise
-    derivatives, are computed from be stored so.
+    `for_products`, `for_derivatives`, `for_attention`: whether the options let what products, what nothing but
+    pointwise derivatives, and what attention's derivatives are computed from be stored so.
     """
 
     nbytes: int
@@ -43,6 +44,7 @@ class Packing:
     working: tuple[float, float] | None
     for_products: bool = True
     for_derivatives: bool = True
+    for_attention: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,11 @@ class Packer:
         for width in sorted({bits, operand_bits, 8}):
             rounding = {"rounding": "nearest"} if width == 8 else {}
             way = self._way(val, codecs.make("affine", bits=width, **rounding), width + _METADATA_BITS, width)
-            found += (replace(p, for_products=width >= operand_bits, for_derivatives=width >= bits) for p in way)
+            products, derivatives = width >= operand_bits, width >= bits
+            attention = products and width >= ATTENTION_BITS
+            found += (
+                replace(p, for_products=products, for_derivatives=derivatives, for_attention=attention) for p in way
+            )
         return tuple(found)
 
     def _way(self, val: torch.Tensor, codec: Codec, bits: float, lossy: int | None) -> tuple[Packing, ...]:
@@ -102,16 +108,20 @@ class Packer:
         return (Packing(size, seconds, None if self.machine.fused else working_sizes(codec, val.dtype)),)
 
 
-def find_operands(forward: Phase, backward: Phase, saved: Sequence[fx.Node]) -> set[fx.Node]:
-    """Values from which the backward gets operands of its products, directly or through what it computes again."""
+def find_sources(
+    forward: Phase, backward: Phase, saved: Sequence[fx.Node], reads: Callable[[fx.Node], bool]
+) -> set[fx.Node]:
+    """Values from which the backward gets arguments of nodes that `reads` names, directly or through what it computes
+    again."""
     found: set[fx.Node] = set()
     again = [node for node in backward.nodes if node in forward.members]
     for node in (*reversed(again), *saved):
-        if any(_multiplies(user) or user in found for user in backward.users(node)):
+        if any(reads(user) or user in found for user in backward.users(node)):
             found.add(node)
     return found
 
 
-def _multiplies(node: fx.Node) -> bool:
+def multiplies(node: fx.Node) -> bool:
+    """Whether a product reads its arguments."""
     name = op_name(node)
     return name in GEMMS or name in ("convolution", "convolution_backward") or is_attention(node)

@@ -113,7 +113,7 @@ def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
 
 
 def is_forward_input(node: fx.Node) -> bool:
-    """Whether it is given to the forward: parameters, buffers and the user's inputs, not what the backward starts from."""
+    """Whether the forward is given it, and not the backward alone, as what gradients start from is."""
     return node.op == "placeholder" and not _is_tangent(node)
 
 

@@ -17,7 +17,9 @@ from fxcompress.passes.ops import is_attention, is_view
 
 SMALLEST_MAP = 16
 """Elements of a plane below which metadata would outweigh codes."""
-_FLOORS: dict[Need, int] = {"attention": 8, "logits": 8, "operand+mask": 2}
+ATTENTION_BITS = 8
+"""Fewest for what attention reads (decision 1)."""
+_FLOORS: dict[Need, int] = {"attention": ATTENTION_BITS, "logits": 8, "operand+mask": 2}
 _NO_ZEROS = frozenset({"bounded", "dual"})
 """Codecs that do not keep the zero pattern of a tensor, so that it is saved as a mask."""
 _MAPS = frozenset({"block2d", "dual"})
