@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting
+from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting, passes_unset
 from fxcompress.options import Options
 from fxcompress.passes.realize import FOR_GPU
 
@@ -23,3 +23,8 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
     split, order = (part not in options.disable_passes for part in ("split_loops", "order_launches"))
     order = order and (on_gpu or options.budget is not None)
     return found | after_fusion_setting(options.inductor_patches(), split=split and on_gpu, order=order)
+
+
+def settings_undone() -> dict[str, Any]:
+    """Patches for what Inductor would do without us, while a graph of ours is compiled; its defaults, on a CPU."""
+    return {"allow_buffer_reuse": True, **passes_unset()}

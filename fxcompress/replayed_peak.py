@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.compat.lowering import lower_for_cpu
-from fxcompress.inductor_settings import settings
+from fxcompress.inductor_settings import settings, settings_undone
 from fxcompress.options import Options
 from fxcompress.passes.alias import storage_key
 from fxcompress.passes.chunk_loss import copy_graph
@@ -62,7 +62,7 @@ def replayed_peaks(
         return None
     machine = Machine(True, bool(find_channels_last(fw)))
     theirs = {**compat.inductor_mode_options(options.mode), **options.inductor_patches()}
-    patches = {} if plain else {**settings(options, on_gpu=False), **theirs}
+    patches = settings_undone() if plain else {**settings(options, on_gpu=False), **theirs}
     try:
         return _peaks(fw, bw, num_fwd_outputs, machine, patches)
     except Exception as error:
@@ -75,7 +75,7 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
     before, after = find_halves(fw, bw, count, machine)
 
     def workspace(node: fx.Node) -> int:
-        return workspace_nbytes(node, channels_last=machine.channels_last)
+        return workspace_nbytes(node, channels_last=False)
 
     given = [node.meta["val"] for node in placeholders(fw)]
     user = range(count)

@@ -47,7 +47,8 @@ def lower_for_cpu(
         gm: a forward or backward graph, of static sizes.
         inputs: fake tensors with the strides that the graph will be given.
         patches: of Inductor's config.
-        workspace: bytes that the kernel of a node needs besides its results.
+        workspace: bytes that the kernel of a node needs besides its results; its arguments have the strides that
+            Inductor chose.
         is_backward: which of the two it is.
         user_outputs: positions of the outputs whose strides the user sees.
         donated: positions of the inputs that the graph may write over.
@@ -80,7 +81,11 @@ def lower_for_cpu(
         outputs = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
         results = result_nbytes(graph)
         calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
-        needs = {name: workspace(node) for name, node in calls.items() if node is not None}
+        needs = {
+            name: workspace(_as_lowered(node, graph.name_to_buffer[name]))
+            for name, node in calls.items()
+            if node is not None
+        }
     return Lowered(code.value, outputs, strides, results, {name: nbytes for name, nbytes in needs.items() if nbytes})
 
 
@@ -94,6 +99,16 @@ def _call_of(buffer: Any) -> fx.Node | None:
     overload = getattr(buffer, "op_overload", None)
     node: fx.Node | None = buffer.get_origin_node()
     return node or next((origin for origin in buffer.get_origins() if origin.target is overload), None)
+
+
+def _as_lowered(node: fx.Node, buffer: Any) -> fx.Node:
+    """The node, the values of its arguments laid out as what the kernel is given."""
+    for source, given in zip(node.all_input_nodes, getattr(buffer, "inputs", ()), strict=False):
+        val, layout = source.meta.get("val"), getattr(given, "layout", None)
+        size, stride = getattr(layout, "size", ()), getattr(layout, "stride", ())
+        if isinstance(val, torch.Tensor) and val.dim() == 4 and [int(n) for n in size] == list(val.shape):
+            source.meta["val"] = val.as_strided(val.shape, [int(n) for n in stride])
+    return node
 
 
 def _is_tensor(output: Any) -> bool:

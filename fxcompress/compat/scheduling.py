@@ -66,6 +66,15 @@ def keep_order_setting() -> dict[str, Any]:
     return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
 
 
+def passes_unset() -> dict[str, Any]:
+    """The config patches that leave our passes out, where they are set."""
+    from torch._inductor import config
+
+    before = {"_pre_fusion_custom_pass": None} if isinstance(config._pre_fusion_custom_pass, KeepOrder) else {}
+    after = {"_post_fusion_custom_pass": None, "reorder_for_peak_memory": True}
+    return {**before, **(after if isinstance(config._post_fusion_custom_pass, AfterFusion) else {})}
+
+
 def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool) -> dict[str, Any]:
     """The config patch that splits loops and orders fused kernels; none where the caller has a pass of this kind, and
     no order where kernels are combined behind it.
