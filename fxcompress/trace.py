@@ -64,10 +64,10 @@ def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["Inpu
     """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
     try:
         with FakeTensorMode() as mode:
-            return use(materialize(module_factory, inputs, mode))
+            return use(materialize_callable(module_factory, inputs, mode))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
-        return use(materialize(module_factory, inputs, None))
+        return use(materialize_callable(module_factory, inputs, None))
 
 
 def materialize(
@@ -76,8 +76,7 @@ def materialize(
     """Call the factory and make its inputs; under a mode, initializations that read values are left out.
 
     Raises:
-        FxcompressError: the factory takes arguments, or returns something else than a module and its inputs; or the
-            module is not called that way.
+        FxcompressError: the factory takes arguments, or returns something else than a module and its inputs.
     """
     with compat.truncated_init_without_reading() if mode else contextlib.nullcontext():
         built = _built(module_factory)
@@ -92,8 +91,6 @@ def materialize(
         raise FxcompressError(f"the factory returned {type(args).__name__} as arguments; it must be a tuple")
     if not isinstance(kwargs, Mapping):
         raise FxcompressError(f"the factory returned {type(kwargs).__name__} as keyword arguments; it must be a dict")
-    if inputs or not (args or kwargs):
-        _check_inputs(module, args, kwargs)
     return module, tuple(args), dict(kwargs)
 
 
@@ -111,13 +108,22 @@ def _built(module_factory: Callable[[], object]) -> object:
         raise
 
 
-def _check_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Inputs that do not come with the module are the ones easily forgotten."""
-    if misfit := _misfit(module.forward, args, kwargs):
+def materialize_callable(
+    module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
+) -> Case:
+    """`materialize` where nothing is added to the inputs: those that do not come with the module are easily forgotten.
+
+    Raises:
+        FxcompressError: as `materialize`; or the module does not take these inputs.
+    """
+    module, args, kwargs = materialize(module_factory, inputs, mode)
+    stated = inputs or not (args or kwargs)
+    if stated and (misfit := _misfit(module.forward, args, kwargs)):
         raise FxcompressError(
             f"{type(module).__name__}.forward got {len(args)} inputs: {misfit}; state its inputs in order, as "
             '--input "f32[8,1024]", or have the factory return (module, args)'
         )
+    return module, args, kwargs
 
 
 def _misfit(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
