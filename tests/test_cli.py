@@ -148,6 +148,7 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys):
         (["explain", "cli_model:mlp", "--option", "bits=3"], ["1, 2, 4, 8"]),
         (["explain", "cli_model:mlp", "--option", "bits=2", "--option", "bits=4"], ["given twice"]),
         (["verify", "cli_model:mlp", "--max-error", "nan"], ["--max-error"]),
+        *[([name, "cli_model:mlp", "-o", "no/p"], ["no/p", "no folder"]) for name in ("plan", "report", "calibrate")],
     ],
 )
 def test_bad_input_is_status_2_and_one_line(model: str, argv: list[str], words: list[str], capsys):
