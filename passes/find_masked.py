@@ -15,6 +15,7 @@ _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
     "index_put scatter triu tril roll".split()
 )
+_MAKE = _CARRY - {"index", "index_select", "gather"} | {"log"}
 _SOFTMAXES = frozenset("_softmax softmax _log_softmax log_softmax logsumexp amax".split())
 """What reads masked scores; Inductor takes a softmax apart, and finds the largest first."""
 _EXTREME = 1e3
@@ -55,10 +56,13 @@ def _scores(fw: fx.GraphModule) -> set[fx.Node]:
 
 
 def _given(fw: fx.GraphModule) -> set[fx.Node]:
-    """The caller's tensors, and masks made of nothing else: moved, compared, put together, logarithms of a 0."""
+    """The caller's tensors, and masks made of nothing else: moved, compared, put together, logarithms of a 0.
+
+    What is looked up in a table is a bias.
+    """
     given: set[fx.Node] = set()
     for node in fw.graph.nodes:
-        making = node.op == "call_function" and (op_name(node) in _CARRY | {"log"} or is_predicate(node))
+        making = node.op == "call_function" and (op_name(node) in _MAKE or is_predicate(node))
         if node.op == "placeholder" or (making and node.all_input_nodes and given.issuperset(node.all_input_nodes)):
             given.add(node)
     return given
