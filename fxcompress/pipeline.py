@@ -124,7 +124,7 @@ def run(
     channels_last = find_channels_last(fw) if fused else set()
     machine = Machine(fused, bool(channels_last))
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
-    stored = find_graph_plan(plan.graphs, key, "plan") if plan is not None else None
+    stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
     exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
     if fused and "store_sums" not in options.disable_passes:
         clock.run("store_sums", lambda: store_sums(bw))

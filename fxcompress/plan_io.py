@@ -26,6 +26,12 @@ MAX_TEXT = 64 * 2**20
 MAX_INT = 2**63 - 1
 PAIRS = tuple[tuple[str, int | float | str | bool], ...]
 
+_KINDS = {
+    frozenset(field.name for field in fields(kind)): noun
+    for kind, noun in ((Plan, "plan"), (ErrorTable, "table of errors"))
+}
+"""What a file is by its fields, so that one given for the other is not taken for an old one."""
+
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
@@ -59,6 +65,8 @@ def _loads(text: str, where: str, kind: type, version: int, noun: str) -> object
     except ValueError as error:
         raise PlanError(f"{where}: not a JSON {noun}: {error}") from None
     if isinstance(content, dict) and (found := content.get("schema_version")) != version:
+        if (other := _KINDS.get(frozenset(content), noun)) != noun:
+            raise PlanError(f"{where}: this is a {other}, not a {noun}")
         raise PlanError(
             f"{where}: schema_version: expected {version}, found {_shown(found)}; "
             f"make the {noun} again with this version of fxcompress"

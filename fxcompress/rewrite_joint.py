@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
-from fxcompress import compat, pipeline
+from fxcompress import compat, ledger, pipeline
 from fxcompress.chunk_to_budget import Made, chunk_to_budget
 from fxcompress.cut_as_pytorch import cut_as_pytorch
 from fxcompress.cut_to_budget import Rewriter, overhead_s
@@ -19,7 +19,7 @@ from fxcompress.limits import Budget, widest
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
 from fxcompress.passes.chunk_loss import chunk_loss, copy_graph, cut_chunked
-from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.find_saved import placeholders, source_of
 from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
 
@@ -75,12 +75,26 @@ def rewritten_pair(gm: fx.GraphModule, request: Request) -> pipeline.Result:
     """
     refuse_unsupported(gm)
     decided = pipeline.decided(request.plan, request.options)
-    with _without_collections():
-        made = _without_budget(gm, request, decided) if decided.budget is None else _within_budget(gm, request, decided)
+    place = _place(gm)
+    try:
+        with _without_collections():
+            cutting = _without_budget if decided.budget is None else _within_budget
+            made = cutting(gm, request, decided)
+    except BudgetError as error:
+        raise BudgetError(f"{error}{place}", peak_bytes=error.peak_bytes) from error
     plan = dataclasses.replace(made.result.plan, loss=made.loss)
     if (plain := made.plain) and made.loss.chunks:
         plan = dataclasses.replace(plan, plain_saved_bytes=plain.saved_bytes, peak_before=plain.peak)
     return dataclasses.replace(made.result, plan=plan)
+
+
+def _place(joint: fx.GraphModule) -> str:
+    """What tells a graph that keeps no budget from the others of its step."""
+    source = next((source for node in joint.graph.nodes if (source := source_of(node))), "")
+    text = f"; the graph begins at {source}" if source else ""
+    if ledger.reports():
+        text += "; several graphs keep a budget each, and `fxcompress plan` shares one between those of a step"
+    return text
 
 
 def _without_budget(gm: fx.GraphModule, request: Request, decided: Options) -> Made:

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import OptionError
 from fxcompress.inputs import InputSpec
 from fxcompress.options import Options
-from fxcompress.trace import materialize
+from fxcompress.trace import materialize_callable
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def seeded(
     """The model with its inputs, and the random stream, as every step that is compared starts from them."""
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        case = materialize(model_factory, inputs, None)
+        case = materialize_callable(model_factory, inputs, None)
         torch._dynamo.reset()
         torch.manual_seed(options.seed + 1)
         yield case

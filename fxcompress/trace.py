@@ -6,6 +6,7 @@ partitioned graphs, so that what `explain` shows is what the backend does.
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,18 +64,22 @@ def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["Inpu
     """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
     try:
         with FakeTensorMode() as mode:
-            return use(materialize(module_factory, inputs, mode))
+            return use(materialize_callable(module_factory, inputs, mode))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
-        return use(materialize(module_factory, inputs, None))
+        return use(materialize_callable(module_factory, inputs, None))
 
 
 def materialize(
     module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
 ) -> Case:
-    """Call the factory and make its inputs; under a mode, initializations that read values are left out."""
+    """Call the factory and make its inputs; under a mode, initializations that read values are left out.
+
+    Raises:
+        FxcompressError: the factory takes arguments, or returns something else than a module and its inputs.
+    """
     with compat.truncated_init_without_reading() if mode else contextlib.nullcontext():
-        built = module_factory()
+        built = _built(module_factory)
     module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
     if inputs:
         args = tuple(spec.make(fake=mode) for spec in inputs)
@@ -84,7 +89,50 @@ def materialize(
         )
     if not isinstance(args, (tuple, list)):
         raise FxcompressError(f"the factory returned {type(args).__name__} as arguments; it must be a tuple")
+    if not isinstance(kwargs, Mapping):
+        raise FxcompressError(f"the factory returned {type(kwargs).__name__} as keyword arguments; it must be a dict")
     return module, tuple(args), dict(kwargs)
+
+
+def _built(module_factory: Callable[[], object]) -> object:
+    if isinstance(module_factory, nn.Module):
+        name = type(module_factory).__name__
+        raise FxcompressError(f"a {name} is a model, not a factory: name a function that returns it")
+    try:
+        return module_factory()
+    except TypeError as error:
+        if misfit := _misfit(module_factory, (), {}):
+            raise FxcompressError(
+                f"the factory must take no argument: {misfit}; name a function that calls it with its own"
+            ) from error
+        raise
+
+
+def materialize_callable(
+    module_factory: Callable[[], object], inputs: Sequence["InputSpec"], mode: FakeTensorMode | None
+) -> Case:
+    """`materialize` where nothing is added to the inputs: those that do not come with the module are easily forgotten.
+
+    Raises:
+        FxcompressError: as `materialize`; or the module does not take these inputs.
+    """
+    module, args, kwargs = materialize(module_factory, inputs, mode)
+    stated = inputs or not (args or kwargs)
+    if stated and (misfit := _misfit(module.forward, args, kwargs)):
+        raise FxcompressError(
+            f"{type(module).__name__}.forward got {len(args)} inputs: {misfit}; state its inputs in order, as "
+            '--input "f32[8,1024]", or have the factory return (module, args)'
+        )
+    return module, args, kwargs
+
+
+def _misfit(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Why `call` cannot be called with these arguments, as far as its signature tells."""
+    try:
+        inspect.signature(call).bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        return str(error) if isinstance(error, TypeError) else ""
+    return ""
 
 
 def _pair(built: object) -> tuple[Any, tuple[Any, ...]]:

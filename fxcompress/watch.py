@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat
+from fxcompress.errors import FxcompressError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.plain_cut import plain_partition
@@ -59,7 +60,23 @@ def interpreting(partitioner: Partitioner, inner: str, seen: Seen | None = None)
 def run_once(
     module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Callable[..., Any]
 ) -> None:
-    """Call `module` compiled by `backend`, every size static, whatever was traced before in this process."""
+    """Call `module` compiled by `backend`, every size static, whatever was traced before in this process.
+
+    Raises:
+        FxcompressError: nothing of it was compiled.
+    """
+    graphs: list[fx.GraphModule] = []
+
+    def counting(gm: fx.GraphModule, example_inputs: Sequence[Any], **more: Any) -> Callable[..., Any]:
+        graphs.append(gm)
+        compiled: Callable[..., Any] = backend(gm, example_inputs, **more)
+        return compiled
+
     torch._dynamo.reset()
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        torch.compile(module, backend=backend)(*args, **kwargs)
+        torch.compile(module, backend=counting)(*args, **kwargs)
+    if not graphs:
+        raise FxcompressError(
+            f"torch.compile took no graph from {type(module).__name__}, it runs as it is: TORCH_LOGS=graph_breaks "
+            "shows where; nn.LSTM, nn.GRU and nn.RNN need torch._dynamo.config.allow_rnn = True"
+        )

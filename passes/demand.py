@@ -100,7 +100,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
     stats = {pair.bw for pair in pairs if is_statistic(pair.fw)}
-    logs = {pair.bw for pair in pairs if op_name(_unmoved(pair.fw)) in ("log", "logsumexp")}
+    logs = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw))}
     results = {}
     for pair in pairs:
         known = values.get(pair.fw)
@@ -171,6 +171,12 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         elif name != "where":
             uses.leaf_only = uses.leaf_only and _is_leaf_product(node, user, finishing)
     return uses
+
+
+def _is_log_sum(node: fx.Node) -> bool:
+    """A logarithm, also with the maximum added, as Inductor takes a log-sum-exp apart."""
+    added = op_name(node) == "add" and any(op_name(_unmoved(arg)) == "log" for arg in node.all_input_nodes)
+    return added or op_name(node) in ("log", "logsumexp")
 
 
 def _unmoved(node: fx.Node) -> fx.Node:

@@ -2,27 +2,39 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from fxcompress.errors import PlanError
 from fxcompress.facts import SavedTensor
-from fxcompress.plan import Decision, GraphPlan
+from fxcompress.plan import Decision, GraphPlan, Plan
 
 _IDENTITY = ("name", "storage", "op", "shape", "stride", "dtype", "need", "values")
 
 
-def find_graph_plan(graphs: Sequence[GraphPlan], fingerprint: str, where: str) -> GraphPlan:
-    """The stored plan with this fingerprint.
+def find_graph_plan(file: Plan, fingerprint: str, inner: str, where: str) -> GraphPlan:
+    """The stored plan with this fingerprint, for the compiler `inner`.
 
     Raises:
-        PlanError: the file plans other graphs; names their fingerprints.
+        PlanError: the file plans other graphs; names their fingerprints, and what else was different.
     """
-    for plan in graphs:
+    for plan in file.graphs:
         if plan.fingerprint == fingerprint:
             return plan
-    known = ", ".join(plan.fingerprint for plan in graphs) or "none"
+    known = ", ".join(plan.fingerprint for plan in file.graphs) or "none"
     raise PlanError(
         f"{where}: no plan for this graph (fingerprint {fingerprint}; the file holds: {known}). "
-        "The model, its input shapes, or the PyTorch version differ from those the plan was made for; make a new plan."
+        f"{_difference(file, inner)}; make a new plan."
     )
+
+
+def _difference(file: Plan, inner: str) -> str:
+    """Why the graphs may be others: what surely makes them so, where that is known."""
+    made_for = dict(file.options).get("inner", inner)
+    if made_for != inner:
+        return f"The plan was made with inner={made_for!r}, here it is {inner!r}"
+    if file.torch_version != str(torch.__version__):
+        return f"The plan was made with PyTorch {file.torch_version}, here it is {torch.__version__}"
+    return "The model or its input shapes differ from those the plan was made for"
 
 
 def match(plan: GraphPlan, saved: Sequence[SavedTensor], where: str) -> dict[str, Decision]:

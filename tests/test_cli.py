@@ -38,6 +38,21 @@ def frozen():
 def no_module():
     return 3
 
+def needs_width(width):
+    return torch.nn.Linear(width, width)
+
+def wrong_kwargs():
+    return mlp(), (), [1]
+
+def plain():
+    return Plain(), (torch.randn(32, 64),)
+
+class Plain(torch.nn.Module):
+    def forward(self, x):
+        return 5
+
+model = torch.nn.Linear(64, 64)
+
 def broken():
     raise RuntimeError("the model is broken")
 
@@ -121,11 +136,19 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys):
         (["explain", "cli_model:mpl"], ["no 'mpl'", "'mlp'"]),
         (["explain", "cli_model:number"], ["a int cannot be called"]),
         (["explain", "cli_model:no_module"], ["int", "nn.Module"]),
+        (["explain", "cli_model:needs_width"], ["no argument", "'width'"]),
+        (["explain", "cli_model:model", *CASE], ["Linear", "not a factory"]),
+        (["explain", "cli_model:wrong_kwargs"], ["list", "keyword arguments", "dict"]),
+        (["explain", "cli_model:mlp"], ["Sequential.forward got 0 inputs", "'input'", "--input"]),
+        (["verify", "cli_model:mlp", "--option", "inner=aot_eager"], ["got 0 inputs", "--input"]),
+        (["verify", "cli_model:with_args", "--input", "f32[8,64]", "--input", "f32[8]"], ["got 2 inputs", "too many"]),
+        (["explain", "cli_model:plain"], ["took no graph from Plain", "graph_breaks"]),
         (["explain", "cli_model:mlp", "--input", "f33[8]"], ["f33", "'f32'"]),
         (["explain", "cli_model:mlp", "--option", "bits"], ["name=value"]),
         (["explain", "cli_model:mlp", "--option", "bits=3"], ["1, 2, 4, 8"]),
         (["explain", "cli_model:mlp", "--option", "bits=2", "--option", "bits=4"], ["given twice"]),
         (["verify", "cli_model:mlp", "--max-error", "nan"], ["--max-error"]),
+        *[([name, "cli_model:mlp", "-o", "no/p"], ["no/p", "no folder"]) for name in ("plan", "report", "calibrate")],
     ],
 )
 def test_bad_input_is_status_2_and_one_line(model: str, argv: list[str], words: list[str], capsys):

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fxcompress import plan_io
+from fxcompress.error_table import ErrorTable
 from fxcompress.errors import PlanError
 from fxcompress.plan import Plan
 from fxcompress.plan_diff import diff
-from fxcompress.plan_io import dumps, load, loads, save
+from fxcompress.plan_io import dumps, load, load_errors, loads, save
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -143,6 +144,16 @@ def test_what_is_no_plan_is_refused(text: str, message: str):
         loads(text)
 
 
+def test_a_table_of_errors_and_a_plan_are_not_taken_for_each_other(plan: Plan, tmp_path: Path):
+    table, file = tmp_path / "errors.json", tmp_path / "plan.json"
+    table.write_text(dumps(ErrorTable((), "0.1.0", "2.13.0")))
+    file.write_text(dumps(plan))
+    with pytest.raises(PlanError, match="is a table of errors, not a plan"):
+        load(table)
+    with pytest.raises(PlanError, match="is a plan, not a table of errors"):
+        load_errors(file)
+
+
 def test_every_truncation_is_refused(plan: Plan):
     text = dumps(plan)
     for end in range(0, len(text) - 2, 97):
@@ -254,6 +265,7 @@ def test_a_place_that_cannot_be_written_is_an_error(plan: Plan, tmp_path: Path):
 
 FILL = """
 import resource, signal, sys
+from fxcompress.error_table import ErrorTable
 from fxcompress.errors import PlanError
 from fxcompress.plan_io import load, save
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

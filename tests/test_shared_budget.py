@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxcompress
-from fxcompress import budget_scope, plan_io, trace
+from fxcompress import budget_scope, ledger, plan_io, trace
 from fxcompress.compat import FakeTensorMode
 from fxcompress.errors import BudgetError
 from fxcompress.footprint import stacked_peak
@@ -100,3 +100,24 @@ def test_a_budget_in_bytes_for_several_graphs_of_a_compiled_step_warns_once() ->
     assert "budget=1048576" in text and "{'plan': 'plan.json'}" in text
     assert _warnings_of(one, [64, 32], "1MiB") == [], "further sizes of a graph run in other steps"
     assert _warnings_of(Broken(), [64], "100%") == [], "a share means the same for each"
+
+
+def test_a_graph_that_keeps_no_budget_is_told_from_the_others() -> None:
+    class Tail(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(3)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layers(x)
+            torch._dynamo.graph_break()
+            return y.square()
+
+    torch._dynamo.reset()
+    ledger.clear()
+    options = {"inner": "aot_eager", "min_bytes": 1024, "budget": "90%"}
+    run = torch.compile(Tail(), backend="actcomp", options=options)
+    with pytest.raises(Exception, match=r"begins at test_shared_budget.py:\d+; several graphs .*`fxcompress plan`"):
+        run(torch.randn(256, 64))
+    assert len(ledger.reports()) == 1
+    ledger.clear()

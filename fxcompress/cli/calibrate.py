@@ -10,7 +10,7 @@ example: fxcompress calibrate bench.models.zoo:gpt2 --option inner=aot_eager --o
 import argparse
 from dataclasses import asdict
 
-from fxcompress.cli.output import note, print_json
+from fxcompress.cli.output import check_folder, note, print_json
 from fxcompress.cli.target import add_target, read_target
 
 
@@ -22,6 +22,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `calibrate`."""
+    check_folder(args.output)
     factory, inputs, options = read_target(args)
     from fxcompress.stored_errors import calibrated_step
 

@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
+from fxcompress.errors import OptionError
 from fxcompress.plan import SCHEMA_VERSION, Plan
 from fxcompress.plan_diff import PlanDiff
 from fxcompress.plan_io import dumps
@@ -39,6 +41,16 @@ def note(text: str, args: argparse.Namespace) -> None:
     """Say something that is not data."""
     if not args.quiet:
         print(text, file=sys.stderr)
+
+
+def check_folder(path: str | Path | None) -> None:
+    """Refuse a file to write whose folder does not exist, before work is done for it.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if path is not None and not (folder := Path(path).absolute().parent).is_dir():
+        raise OptionError(f"{path}: cannot be written: there is no folder {folder}")
 
 
 def _diff_to_json(difference: PlanDiff) -> dict[str, object]:

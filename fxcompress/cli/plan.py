@@ -7,7 +7,7 @@ example: fxcompress plan bench.models:gpt2 --input "i64[8,128]<32000" --option b
 
 import argparse
 
-from fxcompress.cli.output import note, print_plan
+from fxcompress.cli.output import check_folder, note, print_plan
 from fxcompress.cli.target import add_target, read_target
 from fxcompress.plan_io import save
 
@@ -20,6 +20,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `plan`."""
+    check_folder(args.output)
     factory, inputs, options = read_target(args)
     from fxcompress.trace import explain
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxcompress.cli.output import note, print_json
+from fxcompress.cli.output import check_folder, note, print_json
 from fxcompress.cli.target import add_target, read_target
 from fxcompress.errors import OptionError
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Run `report`."""
     if not (args.output or args.perfetto or args.memory_viz or args.json):
         raise OptionError("nothing to write: name a file with -o, --perfetto or --memory-viz, or ask for --json")
+    for path in (args.output, args.perfetto, args.memory_viz):
+        check_folder(path)
     factory, inputs, options = read_target(args)
     from fxcompress.survey import survey
 

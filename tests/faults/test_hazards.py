@@ -1,11 +1,15 @@
 """Lossy values must not reach operators that jump, diverge, or are unknown. faults.md: NaN only where plain's is."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from step_pairs import EXACT, LOSSY, compare, train
+from step_pairs import EXACT, LOSSY, compare, train, weighted
 from torch import nn
+
+from fxcompress.options import Options
+from fxcompress.watch import interpreting, partitioner_for
 
 COARSE = {**LOSSY, "bits": 2, "operand_bits": 2}
 
@@ -169,3 +173,33 @@ def test_the_argument_of_a_log_sum_exp_has_eight_bits(keepdim: bool):
 
     ours = compare(case, {**LOSSY, "bits": 1}, within=0.05, encodes=True)
     assert "logits" in [decision.tensor.need for decision in ours.encoded]
+
+
+class Masked(nn.Module):
+    """Scores to which masks are added inside the product, as `nn.MultiheadAttention` does, and those of a choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, hidden: torch.Tensor, padding: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = self.query(x), self.key(x).transpose(1, 2), self.value(x)
+        scores = torch.baddbmm(hidden + padding.unsqueeze(1), q, k, alpha=0.2)
+        return scores.softmax(-1) @ v, (q @ k + hidden).logsumexp(-1)
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_the_callers_masks_leave_gradients_finite(inner: str):
+    hidden = torch.zeros(12, 12).masked_fill(torch.ones(12, 12, dtype=torch.bool).triu(1), -torch.inf)
+    padding = torch.zeros(4, 12)
+    padding[1, 8:] = -torch.inf
+    options = Options(inner=inner, min_bytes=64)
+
+    def gradient(backend: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, x = Masked(), torch.randn(4, 12, 32)
+        weighted(list(torch.compile(model, backend=backend)(x, hidden, padding))).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, ours = gradient("eager"), gradient(interpreting(partitioner_for(options, inner), inner))
+    assert float((exact - ours).norm() / exact.norm()) < 0.05

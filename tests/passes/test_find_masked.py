@@ -93,7 +93,8 @@ def test_each_mask_through_each_move(mask: str, move: str) -> None:
 @SEARCH
 @given(programs())
 def test_ordinary_programs_hold_none(program: Program) -> None:
-    pair = capture(program, program.inputs(), program.partition)
+    # What is added to a caller's tensor might be masked by it; sin() makes it the program's own.
+    pair = capture(lambda x, *weights: program(x.sin(), *weights), program.inputs(), program.partition)
     assert found(pair) == set() == extremes(pair)
 
 
@@ -104,6 +105,31 @@ def test_a_callers_mask_is_found_where_a_softmax_reads_the_sum() -> None:
     assert extremes(pair) and extremes(pair) - {"view"} <= found(pair)
     pair = capture(lambda x, m: (x.sin() + m).exp(), (scores(), mask), "default")
     assert "add" not in found(pair)
+
+
+PUT = {
+    "as it is": lambda x, m: x + m,
+    "before another sum": lambda x, m: x + m + x.cos(),
+    "two masks": lambda x, m: x + (m + m.roll(1, 0)),
+    "logarithm": lambda x, m: x + (m == 0).float().log(),
+    "scaled after": lambda x, m: (x + m) * 0.5,
+    "cast after": lambda x, m: (x.bfloat16() + m.bfloat16()).float(),
+    "added to a product": lambda x, m: torch.baddbmm(m.view(1, 8, 8), x.view(1, 8, 8), x.view(1, 8, 8)),
+    "made here, added to a product": lambda x, m: torch.baddbmm(
+        torch.where(m == 0, 0.0, -torch.inf).view(1, 8, 8), x.view(1, 8, 8), x.view(1, 8, 8)
+    ),
+}
+READ = {"softmax": torch.softmax, "log_softmax": torch.log_softmax, "logsumexp": torch.logsumexp}
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("put", PUT)
+def test_a_callers_mask_is_found_however_it_is_put(put: str, read: str) -> None:
+    pair = capture(lambda x, m: READ[read](PUT[put](x.sin(), m), -1), (scores(), additive(-torch.inf)), "default")
+    values = {node.name: value for node, value in node_values(pair.fw, pair.inputs).items()}
+    mixed = {name for name in extremes(pair) if values[name].isfinite().any() and (values[name] == -torch.inf).any()}
+    made = {name for name in mixed if len(values[name].unique()) > 3}
+    assert made and made - {"_log_softmax", "detach"} <= found(pair)
 
 
 def test_a_bias_of_the_model_is_no_mask() -> None:

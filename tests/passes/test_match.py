@@ -1,13 +1,15 @@
 """A stored plan fits exactly or not at all: every field, at every place, against brute force."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
+import torch
 
 from fxcompress.errors import PlanError
 from fxcompress.facts import SavedTensor
 from fxcompress.passes.match import find_graph_plan, match
-from fxcompress.plan import GraphPlan, Plan
+from fxcompress.plan import Plan
 
 DECIDES = ("name", "storage", "op", "shape", "stride", "dtype", "need", "values")
 OTHER = {
@@ -62,15 +64,32 @@ def test_nothing_saved_fits_a_plan_of_nothing(plan: Plan) -> None:
     assert match(replace(plan.graphs[0], decisions=()), [], "here") == {}
 
 
+def numbered(plan: Plan, count: int) -> Plan:
+    return replace(plan, graphs=tuple(replace(plan.graphs[0], fingerprint=f"{i:016x}") for i in range(count)))
+
+
 def test_the_fingerprint_selects(plan: Plan) -> None:
-    graphs = [replace(plan.graphs[0], fingerprint=f"{i:016x}") for i in range(3)]
-    for graph in graphs:
-        assert find_graph_plan(graphs, graph.fingerprint, "here") is graph
+    file = numbered(plan, 3)
+    for graph in file.graphs:
+        assert find_graph_plan(file, graph.fingerprint, "inductor", "here") is graph
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_unknown_fingerprint_is_refused_with_those_at_hand(plan: Plan, count: int) -> None:
-    graphs: list[GraphPlan] = [replace(plan.graphs[0], fingerprint=f"{i:016x}") for i in range(count)]
-    known = ", ".join(graph.fingerprint for graph in graphs) or "none"
+    file = numbered(plan, count)
+    known = ", ".join(graph.fingerprint for graph in file.graphs) or "none"
     with pytest.raises(PlanError, match=rf"^here: no plan .*fingerprint abc; the file holds: {known}\)"):
-        find_graph_plan(graphs, "abc", "here")
+        find_graph_plan(file, "abc", "inductor", "here")
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        ({"options": (("inner", "aot_eager"),)}, "made with inner='aot_eager', here it is 'inductor'"),
+        ({"torch_version": "1.0"}, "made with PyTorch 1.0, here it is"),
+        ({"torch_version": str(torch.__version__)}, "its input shapes differ"),
+    ],
+)
+def test_what_else_was_different_is_named(plan: Plan, made: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        find_graph_plan(replace(plan, **made), "abc", "inductor", "here")
