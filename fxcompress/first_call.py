@@ -35,7 +35,8 @@ class FirstCall:
         self._calibrate()
 
     def __call__(self, *args: Any) -> Any:
-        if self._waiting and len(self._errors) > self._used:
+        # What a backward computes again, as checkpoints do, must save what the forward saved.
+        if self._waiting and len(self._errors) > self._used and not compat.in_backward():
             with self._scene.restored():
                 self._calibrate() if has_more_cuts(self._options) else self._finish()
             if not self._waiting:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fxcompress.compat.scheduling import after_fusion_setting, keep_order_setting, passes_unset
+from fxcompress.compat.scheduler_passes import after_fusion_setting, keep_order_setting, passes_unset
 from fxcompress.options import Options
 from fxcompress.passes.realize import FOR_GPU
 

@@ -8,6 +8,8 @@ from bench import measure
 from bench.models import loops
 from bench.trial import Job
 from fxcompress.backend import actcomp
+from fxcompress.inductor_settings import settings, settings_undone
+from fxcompress.options import Options
 from fxcompress.replay import replay
 
 CODE = """
@@ -46,3 +48,14 @@ def test_a_stated_peak_is_what_the_allocator_is_asked_for() -> None:
     found = measure.peak_bytes(job.gradient_step(compiled)).peak_bytes
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes
     assert found == pytest.approx(plan.peak_after.peak_bytes, abs=256)
+
+
+def test_what_plain_inductor_would_do_is_told_while_ours_compiles() -> None:
+    from torch._inductor import config
+
+    options = Options(budget="50%")
+    before = {name: getattr(config, name) for name in settings(options, on_gpu=False)}
+    with config.patch(settings(options, on_gpu=False)):
+        assert {name: getattr(config, name) for name in before} != before
+        with config.patch(settings_undone()):
+            assert {name: getattr(config, name) for name in before} == before

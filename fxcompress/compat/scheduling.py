@@ -3,7 +3,7 @@
 Names of `torch._inductor.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in 2.11 and 2.13.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,47 +56,6 @@ class AfterFusion(_pass_base()):  # type: ignore[misc]
     def uuid(self) -> str:
         """As for `KeepOrder`."""
         return f"fxcompress.after_fusion {self.split} {self.order}"
-
-
-def keep_order_setting() -> dict[str, Any]:
-    """The config patch that keeps the order; none where the caller has a pass of this kind set."""
-    from torch._inductor import config
-
-    theirs = config._pre_fusion_custom_pass
-    return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
-
-
-def passes_unset() -> dict[str, Any]:
-    """The config patches that leave our passes out, where they are set."""
-    from torch._inductor import config
-
-    before = {"_pre_fusion_custom_pass": None} if isinstance(config._pre_fusion_custom_pass, KeepOrder) else {}
-    after = {"_post_fusion_custom_pass": None, "reorder_for_peak_memory": True}
-    return {**before, **(after if isinstance(config._post_fusion_custom_pass, AfterFusion) else {})}
-
-
-def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool) -> dict[str, Any]:
-    """The config patch that splits loops and orders fused kernels; none where the caller has a pass of this kind, and
-    no order where kernels are combined behind it.
-
-    Inductor's own reordering would run after it, by an estimate in which a group's scale counts once for every element
-    of the group: 2.11 ran all decodes of attention's operands first in the backward of a ViT.
-
-    Args:
-        patches: the caller's own of Inductor's config.
-        split: whether loops are split.
-        order: whether kernels are ordered.
-    """
-    from torch._inductor import config
-
-    theirs = config._post_fusion_custom_pass
-    combined = patches.get("combo_kernels", config.combo_kernels)
-    if combined or not patches.get("reorder_for_peak_memory", config.reorder_for_peak_memory):
-        order = False
-    if not (split or order) or (theirs is not None and not isinstance(theirs, AfterFusion)):
-        return {}
-    ours = {"_post_fusion_custom_pass": AfterFusion(split=split, order=order)}
-    return {**ours, "reorder_for_peak_memory": False} if order else ours
 
 
 def _order(nodes: list[Any]) -> list[Any]:
