@@ -19,7 +19,7 @@ from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
-from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, last_of, refresh_values
+from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, refresh_values
 
 _aten = torch.ops.aten
 Key = tuple[object, ...]
@@ -250,7 +250,7 @@ def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table:
     key = _key(node, args, kwargs)
     if key not in table:
         known = [arg for arg in inputs if arg is not None and arg.op != "placeholder"]
-        latest = last_of(fw.graph, known) if known else last_of(fw.graph, placeholders(fw))
+        latest = max(known or placeholders(fw))
         with fw.graph.inserting_after(latest):
             table[key] = copy_node(fw.graph, node, dict(env), PREFIX + node.name)
     env[node] = table[key]

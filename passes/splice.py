@@ -205,9 +205,3 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
     """Copy a topologically ordered chain of calls; `env` maps its outside inputs and receives its nodes."""
     refresh_values([copy_node(graph, node, env, PREFIX + node.name) for node in chain if node not in env])
-
-
-def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:
-    """The latest of `nodes` in graph order."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    return max(nodes, key=order.__getitem__)
