@@ -115,12 +115,14 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
 
 def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Uses of `node` or of a view of it."""
-    for user in node.users:
-        if user.op == "output":
-            continue
-        yield node, user
-        if is_view(user):
-            yield from _first_uses(user)
+    values = [node]
+    while values:
+        value = values.pop()
+        for user in value.users:
+            if user.op != "output":
+                yield value, user
+            if is_view(user):
+                values.append(user)
 
 
 def _finite_need(pair: SavedPair) -> Need:

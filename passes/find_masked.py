@@ -9,7 +9,8 @@ attention. Read-only.
 import torch
 from torch import fx
 
-from fxcompress.passes.ops import MOVES, is_attention, is_view, op_name
+from fxcompress.passes.ops import MOVES, is_attention, op_name
+from fxcompress.passes.same_place import readers_of
 
 _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
@@ -42,10 +43,7 @@ def _has_extreme(node: fx.Node) -> bool:
 
 
 def _feeds_softmax(node: fx.Node) -> bool:
-    return any(
-        op_name(user) in ("_softmax", "softmax", "amax") or (is_view(user) and _feeds_softmax(user))
-        for user in node.users
-    )
+    return any(op_name(reader) in ("_softmax", "softmax", "amax") for reader in readers_of(node))
 
 
 def _adds_input(node: fx.Node) -> bool:

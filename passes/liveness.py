@@ -101,11 +101,15 @@ def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: in
 
 def _is_returned(node: fx.Node) -> bool:
     """Whether `node` only ends as an output of its size: viewed, scaled, or with another gradient added to it."""
-    if len(node.users) != 1:
-        return False
-    (user,) = node.users
-    updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
-    return user.op == "output" or ((updated or is_view(user)) and _is_returned(user))
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "output":
+            return True
+        updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
+        if not (updated or is_view(user)):
+            return False
+        node = user
+    return False
 
 
 def _peak(before: Half, after: Half, handed: Sequence[fx.Node]) -> Peak:

@@ -73,10 +73,14 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
 
 def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
     """Whether the integers computed from `node`, a mask for example, are put together to fewer."""
-    for user in phase.users(node):
-        val = user.meta.get("val")
-        if not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
-            continue
-        if val.numel() != numel or _is_read_in_other_sizes(user, numel, phase):
-            return True
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in phase.users(waiting.pop()):
+            val = user.meta.get("val")
+            if user in seen or not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
+                continue
+            if val.numel() != numel:
+                return True
+            seen.add(user)
+            waiting.append(user)
     return False

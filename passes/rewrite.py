@@ -61,7 +61,6 @@ def rewrite(
     # Views that are no longer saved: an interpreter would hold what they view to the end of the forward.
     fw.graph.eliminate_dead_code()
     for gm in (fw, bw):
-        gm.graph.lint()
         gm.recompile()
     return results
 

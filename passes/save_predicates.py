@@ -235,25 +235,34 @@ def _same_values(fw: fx.GraphModule, bw: fx.GraphModule, table: dict[Key, fx.Nod
 
 def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node | None:
     """The forward node equal to backward `node`, found or made; None if its inputs are not all known there."""
-    if node in env:
-        return env[node]
-    if node.op != "call_function" or not _repeatable(node):
-        return None
-    inputs = [_twin(fw, arg, env, table) for arg in node.all_input_nodes]
-    if any(arg is None for arg in inputs):
-        return None
+    waiting = [node]
+    while waiting:
+        current = waiting[-1]
+        if current in env:
+            waiting.pop()
+            continue
+        if current.op != "call_function" or not _repeatable(current):
+            return None
+        missing = next((arg for arg in current.all_input_nodes if arg not in env), None)
+        if missing is None:
+            env[current] = _repeated(fw, current, env, table)
+        else:
+            waiting.append(missing)
+    return env[node]
+
+
+def _repeated(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node:
+    """The same for a node whose inputs are known."""
     if _is_times_one(node):
-        env[node] = env[node.args[0]]  # type: ignore[index]
-        return env[node]
+        return env[node.args[0]]  # type: ignore[index]
     args = fx.map_arg(node.args, lambda arg: env[arg])
     kwargs = fx.map_arg(node.kwargs, lambda arg: env[arg])
     key = _key(node, args, kwargs)
     if key not in table:
-        known = [arg for arg in inputs if arg is not None and arg.op != "placeholder"]
+        known = [env[arg] for arg in node.all_input_nodes if env[arg].op != "placeholder"]
         latest = max(known or placeholders(fw))
         with fw.graph.inserting_after(latest):
-            table[key] = copy_node(fw.graph, node, dict(env), PREFIX + node.name)
-    env[node] = table[key]
+            table[key] = copy_node(fw.graph, node, env, PREFIX + node.name)
     return table[key]
 
 

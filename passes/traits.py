@@ -9,6 +9,7 @@ from torch import fx
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.join_steps import Buffer
 from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.same_place import readers_of
 
 _OPAQUE = frozenset(
     "mm bmm addmm baddbmm convolution convolution_backward sort topk _scaled_mm max_pool2d_with_indices_backward "
@@ -108,10 +109,4 @@ def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: lis
     """Whether a kernel of Inductor's reads it after the first library call that follows it; `calls` rise."""
     behind = bisect_right(calls, order[source])
     first = calls[behind] if behind < len(calls) else len(order)
-    return any(order[reader] > first and not is_opaque(reader) for reader in _readers(source))
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """The calls that read a tensor, through views of it too."""
-    users = [user for user in node.users if user.op == "call_function"]
-    return [reader for user in users for reader in (_readers(user) if is_view(user) else [user])]
+    return any(order[reader] > first and not is_opaque(reader) for reader in readers_of(source))
