@@ -151,17 +151,18 @@ def save_predicates(
     exact = find_amplified(bw, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
-    table = _table(fw)
-    env = _same_values(fw, bw, table)
+    table = {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}
+    env = _same_values(fw, bw)
+    saved = _SavedSoFar({pair.fw: pair.bw for pair in reversed(pairs)}, pairs[0] if pairs else None)
     masks: list[str] = []
     for node in asked:
-        reason = _refuse(node)
+        reason = f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
         twin = None if reason else _twin(fw, node, env, table)
         if twin is None:
             for source in _sources_of(node, sources):
                 exact[source.name] = reason or f"{node.name} depends on it and cannot be computed in the forward"
             continue
-        masks.append(_replace(fw, bw, node, twin, num_fwd_outputs))
+        masks.append(_replace(fw, bw, node, twin, num_fwd_outputs, saved))
     dropped = drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
     return Saved(tuple(masks), tuple(pair.bw.name for pair in dropped), tuple(sorted(exact.items())))
 
@@ -202,10 +203,6 @@ def _asked(
     return found
 
 
-def _refuse(node: fx.Node) -> str:
-    return f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
-
-
 def _sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
     found, stack, seen = set(), [node], set[fx.Node]()
     while stack:
@@ -223,11 +220,7 @@ def _key(node: fx.Node, args: object, kwargs: object) -> Key:
     return (node.target, repr(args), repr(kwargs))
 
 
-def _table(fw: fx.GraphModule) -> dict[Key, fx.Node]:
-    return {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}
-
-
-def _same_values(fw: fx.GraphModule, bw: fx.GraphModule, table: dict[Key, fx.Node]) -> dict[fx.Node, fx.Node]:
+def _same_values(fw: fx.GraphModule, bw: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """Backward placeholders → the forward nodes that hold the same values."""
     by_name = {out.name: out for out in outputs(fw) if isinstance(out, fx.Node)}
     return {node: by_name[node.name] for node in placeholders(bw) if node.name in by_name}
@@ -283,12 +276,22 @@ def _repeatable(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") == operator.getitem.__module__  # elements of tuples, symbolic sizes
 
 
-def _replace(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int) -> str:
+@dataclass(slots=True)
+class _SavedSoFar:
+    """The backward's placeholders of saved forward nodes, and the first saved tensor."""
+
+    partners: dict[fx.Node, fx.Node]
+    front: SavedPair | None
+
+
+def _replace(
+    fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int, saved: _SavedSoFar
+) -> str:
     """Read `node` from a saved `twin` instead of computing it; returns the name it is saved under."""
-    pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
-    partner = next((pair.bw for pair in pairs if pair.fw is twin), None)
+    partner = saved.partners.get(twin)
     if partner is None:
         twin._rename(PREFIX + "is_" + node.name)
-        partner = add_saved(fw, bw, twin, num_fwd_outputs)
+        partner = saved.partners[twin] = add_saved(fw, bw, twin, num_fwd_outputs, saved.front)
+        saved.front = SavedPair(num_fwd_outputs if saved.front is None else saved.front.position, twin, partner)
     node.replace_all_uses_with(partner)
     return partner.name
