@@ -21,6 +21,7 @@ SCATTERS = frozenset(
 )
 """Kernels that Inductor generates, but never computes where their result is read."""
 
+_NUMBER = (int, float)
 _HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
 """What Inductor does not compute twice on a CPU."""
 Buffers = tuple[tuple[Buffer, int], ...]
@@ -66,7 +67,7 @@ def traits_of(node: fx.Node) -> Traits:
         opaque,
         name in SCATTERS,
         node.op == "call_function" and not (view or opaque or name in REDUCTIONS or name in SCATTERS),
-        1 + sum(isinstance(arg, int | float) for arg in node.args),
+        1 + sum(isinstance(arg, _NUMBER) for arg in node.args),
         name in _HEAVY,
     )
 
