@@ -10,6 +10,7 @@ from torch import nn
 
 import fxcompress
 from fxcompress import chunk_to_budget as subject
+from fxcompress import replayed_peak
 from fxcompress.options import Options
 from fxcompress.passes.chunk_counts import counts
 from fxcompress.plan import GraphPlan
@@ -97,6 +98,17 @@ def test_whole_logits_come_last_on_large_graphs_if_chunks_take_time(
     chosen = planned(budget=budget, inner="aot_eager").loss.chunks
     assert numbers == tried
     assert chosen == (expected if 0 in tried and expected in tried else 2)
+
+
+def test_pytorchs_pair_is_not_extracted_where_it_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extracted(*args: Any) -> None:
+        raise AssertionError("a pair was extracted")
+
+    monkeypatch.setattr(subject, "align_names", extracted)
+    with pytest.raises(Exception, match="a pair was extracted"):
+        planned(budget="100%")
+    monkeypatch.setattr(replayed_peak, "MOST_NODES", 10)
+    assert planned(budget="100%").fits
 
 
 def test_a_stated_number_stays_and_off_is_off() -> None:
