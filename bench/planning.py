@@ -6,7 +6,8 @@ is what our partitioner takes more than PyTorch's does; our passes alone are sta
 With `--budget 50%`, processor seconds outside the kernel, on fake tensors, nothing compiled: of ranking the cuts of a
 joint graph, in PyTorch's own cut, in its further cuts and in everything else; of our whole partition step, each start
 of PyTorch's partitioner in it included; and of PyTorch's own partitioner alone, for the same joint graph, by default
-and at `activation_memory_budget=0.5`. GPT-2 XL is `--layers 48 --width 1600 --context 1024 --budget 50%`.
+and at `activation_memory_budget=0.5`. GPT-2 XL is `--layers 48 --width 1600 --context 1024 --budget 50%`. With
+`--uncompiled`, the same at default options, where nothing is ranked.
 """
 
 import argparse
@@ -99,10 +100,9 @@ def measure_planning(config: GPTConfig, batch: int) -> dict[str, float]:
     }
 
 
-def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, float]:
-    """Plan one training step under a budget, by Inductor's rules; returns the size of its joint graph, how many joint
-    graphs (numbers of chunks of logits) were ranked, how often PyTorch's partitioner was started, and processor
-    seconds."""
+def measure_step(config: GPTConfig, batch: int, budget: str | None) -> dict[str, float]:
+    """Plan one training step, by Inductor's rules; returns the size of its joint graph, how many joint graphs (numbers
+    of chunks of logits) were ranked, how often PyTorch's partitioner was started, and processor seconds."""
 
     def case() -> tuple[GPT, tuple[torch.Tensor, torch.Tensor]]:
         tokens = torch.randint(config.vocabulary, (batch, config.context))
@@ -110,16 +110,18 @@ def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, flo
 
     default, further, ranking, whole, starts = (Stopwatch(user_s) for _ in range(5))
     nodes: list[int] = []
+    graphs: list[fx.GraphModule] = []
     own_s: dict[str, float] = {}
     step = whole.wrap(rewrite_joint.rewritten_pair)
 
     def rewritten(gm: fx.GraphModule, request: Any) -> Any:
+        nodes.append(len(gm.graph.nodes))
         own_s.update({name: _torchs_own_s(gm, request.cut, share) for name, share in TORCHS_OWN.items()})
         return step(gm, request)
 
     def ranked(gm: fx.GraphModule, info: Any, torch_choice: Callable[..., Any], *args: Any) -> Any:
         plain, more = default.wrap(torch_choice), further.wrap(torch_choice)
-        nodes.append(len(gm.graph.nodes))
+        graphs.append(gm)
 
         def choice(*, rebuild_more: bool, memory_budget: float | None = None) -> Any:
             choose = more if rebuild_more or memory_budget is not None else plain
@@ -137,7 +139,7 @@ def measure_ranking(config: GPTConfig, batch: int, budget: str) -> dict[str, flo
     ours_s = ranking.seconds - default.seconds - further.seconds
     return {
         "nodes": nodes[0],
-        "graphs": len(nodes),
+        "graphs": len(graphs),
         "torch_cut_s": default.seconds,
         "torch_further_cuts_s": further.seconds,
         "ranking_s": ours_s,
@@ -171,11 +173,12 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--budget", help="rank cuts under this budget instead of compiling")
+    parser.add_argument("--uncompiled", action="store_true", help="measure our partition step alone")
     parser.add_argument("--json", type=Path, help="append one JSON line to this file")
     arguments = parser.parse_args()
     config = GPTConfig(vocabulary=8192, layers=arguments.layers, width=arguments.width, context=arguments.context)
-    if arguments.budget:
-        seconds = measure_ranking(config, 4, arguments.budget)
+    if arguments.budget or arguments.uncompiled:
+        seconds = measure_step(config, 4, arguments.budget)
         for name, value in seconds.items():
             print(f"{name:>20} {value:6.6g}")
     else:
@@ -185,7 +188,8 @@ def main() -> int:
             share = seconds[name] / seconds["compile_s"]
             print(f"{name:>20} {seconds[name]:6.2f} of {seconds['compile_s']:.1f} s to compile: {100 * share:.1f} %")
     if arguments.json:
-        row = {"bench": "planning", "layers": config.layers, "width": config.width, "budget": arguments.budget}
+        sizes = {"layers": config.layers, "width": config.width, "context": config.context}
+        row = {"bench": "planning", **sizes, "budget": arguments.budget}
         append_rows(arguments.json, [{**row, **environment(), **seconds}])
     return 0
 

@@ -80,13 +80,15 @@ def _uses(node: fx.Node) -> tuple[_Use, ...]:
 
 
 def _follow(node: fx.Node, moves: tuple[fx.Node, ...]) -> Iterator[_Use | None]:
-    for user in node.users:
-        position = next(i for i, arg in enumerate(user.args) if arg is node)
+    waiting = [(node, user, moves) for user in reversed(node.users)]
+    while waiting:
+        value, user, before = waiting.pop()
+        position = next(i for i, arg in enumerate(user.args) if arg is value)
         gradient = _partner(user, position)
         if is_view(user) or (op_name(user) in MOVES and len(user.all_input_nodes) == 1):
-            yield from _follow(user, (*moves, user))
+            waiting += [(user, reader, (*before, user)) for reader in reversed(user.users)]
         elif isinstance(gradient, fx.Node):
-            yield _Use(moves, user, position, gradient)
+            yield _Use(before, user, position, gradient)
         else:
             yield None
 

@@ -11,16 +11,26 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from fxcompress import compat, pipeline
-from fxcompress.cut_to_budget import Ranking, Rewriter, cut_to_budget, rank_cuts
+from fxcompress.cut_to_budget import NOTEWORTHY, Ranking, Rewriter, cut_to_budget, rank_cuts
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
-from fxcompress.passes.chunk_loss import Chunked, budget_counts, chunk_loss, copy_graph, cut_chunked
+from fxcompress.passes.chunk_loss import (
+    Chunked,
+    Sought,
+    budget_counts,
+    chunk_loss,
+    chunk_sought,
+    copy_graph,
+    cut_chunked,
+    decides_alone,
+    seek_logits,
+)
 from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step
 from fxcompress.plan import LossDecision, Plan
-from fxcompress.replayed_peak import replayed_peaks
+from fxcompress.replayed_peak import can_be_replayed, replayed_peaks
 
 NUMBERS_TRIED = 2
 """By time; what then does not fit as rewritten graphs is tried with the number that has the lowest peak."""
@@ -81,13 +91,19 @@ def chunk_to_budget(
         PlanError: a plan is replayed that was made for another graph.
     """
     decided = pipeline.decided(plan, options)
-    numbers = budget_counts(gm, options) if plan is None else ()
-    if numbers:
+    sought = seek_logits(gm) if plan is None and not decides_alone(options) else None
+    if sought is not None and budget_counts(sought):
         before = copy_graph(gm)  # PyTorch's partitioner edits the graph that it cuts
         plain = _measured(plain_step(cut, options.inner, num_fwd_outputs), cut, decided, num_fwd_outputs)
-        judged = _judge(before, cut, decided, numbers, num_fwd_outputs, plain)
+        judge = _Judge(before, sought, cut, decided, num_fwd_outputs, plain.peak.peak_bytes)
+        judging = _judge_large if len(before.graph.nodes) > MOST_NODES else _judge
+        judged = judging(judge, budget_counts(sought))
         return _first_that_fits(sorted(judged, key=_Judged.key), rewriting, plain)
-    loss = chunk_loss(gm, num_fwd_outputs, options, plan)
+    loss = (
+        chunk_loss(gm, num_fwd_outputs, options, plan)
+        if sought is None
+        else chunk_sought(gm, sought, num_fwd_outputs, options, 0)
+    )
     found = plain_step(cut, options.inner, num_fwd_outputs) if loss.decision.shape else None
     if plan is None and isinstance(decided.budget, str):
         step = found or plain_step(cut, options.inner, num_fwd_outputs)
@@ -98,7 +114,7 @@ def chunk_to_budget(
 
 def _measured(step: PlainStep, cut: compat.Cutter, options: Options, num_fwd_outputs: int) -> PlainStep:
     """A step under PyTorch's own cut with the peak that it has, if a share of that is asked for and it can be told."""
-    if not isinstance(options.budget, str) or options.inner != "inductor":
+    if not isinstance(options.budget, str) or not can_be_replayed(options, cut.joint):
         return step
     with compat.choosing_saved_values(lambda joint, info, torch_choice: torch_choice(rebuild_more=False)):
         # An extraction leaves marks on the graph that later choices would trip over.
@@ -112,33 +128,59 @@ def _cutter(loss: Chunked, cut: compat.Cutter) -> compat.Cutter:
     return cut_chunked(loss, cut) if loss.extra else cut
 
 
-def _judge(
-    gm: fx.GraphModule,
-    cut: compat.Cutter,
-    options: Options,
-    numbers: tuple[int, ...],
-    num_fwd_outputs: int,
-    plain: PlainStep,
-) -> Iterator[_Judged]:
-    """The numbers of chunks with their cuts, from few to many, as long as more may take less time.
+@dataclass(slots=True)
+class _Judge:
+    """Ranks the cuts of a joint graph whose logits are in chunks. `sought`: they, until they are edited."""
 
-    Of a large graph, whose cuts take seconds to rank, they are not tried where the best cut fits and what it lacks
-    memory for is not the logits.
-    """
-    large = len(gm.graph.nodes) > MOST_NODES
+    gm: fx.GraphModule
+    sought: Sought | None
+    cut: compat.Cutter
+    options: Options
+    num_fwd_outputs: int
+    plain_peak_bytes: int
+
+    def at(self, number: int, below_s: float = float("inf")) -> _Judged | None:
+        """None if chunks cannot be written, or take `below_s` by themselves."""
+        sought = self.sought or seek_logits(self.gm)
+        self.sought = None if number else sought
+        loss = chunk_sought(self.gm, sought, self.num_fwd_outputs, self.options, number)
+        if loss.decision.chunks != number or loss.decision.extra_s >= below_s:
+            return None
+        cutter = _cutter(loss, self.cut)
+        ranking = rank_cuts(cutter, self.options, self.num_fwd_outputs + loss.extra, self.plain_peak_bytes)
+        return _Judged(loss, cutter, ranking)
+
+
+def _judge(judge: _Judge, numbers: tuple[int, ...]) -> Iterator[_Judged]:
+    """Numbers of chunks with their cuts, from few to many, as long as more may take less time."""
     least_s = float("inf")
     for number in numbers:
-        loss = chunk_loss(gm, num_fwd_outputs, options, count=number)
-        if loss.decision.chunks != number or loss.decision.extra_s >= least_s:
+        judged = judge.at(number, least_s)
+        if judged is None:
             return
-        cutter = _cutter(loss, cut)
-        ranking = rank_cuts(cutter, options, num_fwd_outputs + loss.extra, plain.peak.peak_bytes)
-        judged = _Judged(loss, cutter, ranking)
         yield judged
         does_not_fit, seconds, _ = judged.key()
-        if not does_not_fit and (seconds > least_s or (large and number and not _lacks_memory_for_logits(judged, gm))):
+        if not does_not_fit and seconds > least_s:
             return
         least_s = least_s if does_not_fit else seconds
+
+
+def _judge_large(judge: _Judge, numbers: tuple[int, ...]) -> Iterator[_Judged]:
+    """The same for a graph whose cuts take seconds to rank.
+
+    More chunks are not tried where the best cut fits and what it lacks memory for is not the logits. Whole logits come
+    last: they save no more than what the chunks take.
+    """
+    whole, *chunked = numbers
+    for judged in _judge(judge, tuple(chunked)):
+        yield judged
+        cuts = judged.ranking.cuts
+        assert cuts is not None
+        if cuts.ranked[0].fits and not _lacks_memory_for_logits(judged, judge.gm):
+            if judged.loss.decision.extra_s < NOTEWORTHY * cuts.step_s:
+                return
+            break
+    yield from _judge(judge, (whole,))
 
 
 def _lacks_memory_for_logits(judged: _Judged, whole: fx.GraphModule) -> bool:

@@ -88,11 +88,13 @@ def rates_of(device: torch.device, *, fused: bool = True) -> Rates:
 
 def recompute_s(node: fx.Node, rates: Rates) -> float:
     """Seconds to run `node` once more, its inputs at hand; views and sizes are free, a subgraph is the sum of its."""
+    if node.op != "call_function" or is_view(node):
+        return 0.0
     inner = _subgraph(node)
     if inner is not None:
         return sum(recompute_s(called, rates) for called in inner.graph.nodes)
     vals = _tensors(node.meta.get("val"))
-    if node.op != "call_function" or is_view(node) or not vals:
+    if not vals:
         return 0.0
     written = sum(map(nbytes_of, vals))
     read = sum(nbytes_of(val) for arg in node.all_input_nodes for val in _tensors(arg.meta.get("val")))

@@ -125,15 +125,21 @@ def run(
     machine = Machine(fused, bool(channels_last))
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
-    exact_only = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
+    prepared = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
     if fused and "store_sums" not in options.disable_passes:
         clock.run("store_sums", lambda: store_sums(bw))
-    found = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
+    found = clock.run("analyse", lambda: _analyse(fw, bw, options, count)) if prepared.edited else first
     given = match(stored, found.saved, "plan") if stored is not None else None
     choice = clock.run(
         "choose",
         lambda: choose(
-            found.saved, found.storages, found.values, options, exact_only, channels_last=channels_last, given=given
+            found.saved,
+            found.storages,
+            found.values,
+            options,
+            prepared.exact_only,
+            channels_last=channels_last,
+            given=given,
         ),
     )
     encodings = choice.encodings
@@ -204,6 +210,14 @@ def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: in
     return Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Tensors that must stay exact, with why; whether a graph was edited."""
+
+    exact_only: dict[str, str]
+    edited: bool
+
+
 def _prepare(
     fw: fx.GraphModule,
     bw: fx.GraphModule,
@@ -212,15 +226,17 @@ def _prepare(
     parameters: Sequence[str],
     found: Findings,
     stored: GraphPlan | None,
-) -> dict[str, str]:
-    """Exact rewrites that come before choosing; returns the tensors that must stay exact, with why."""
-    if "rebuild_weights" not in options.disable_passes:
-        rebuild_weights(fw, bw, set(parameters), count)
+) -> _Prepared:
+    """Exact rewrites that come before choosing."""
+    sizes = len(fw.graph.nodes), len(bw.graph.nodes)
+    rebuilt = "rebuild_weights" not in options.disable_passes and rebuild_weights(fw, bw, set(parameters), count)
     rules = find_rules(found.storages, options)
     lossy = _lossy_names(found.saved, rules, stored)
     zero_keeping = {tensor.name for tensor in found.saved if keeps_zeros(rules[tensor.storage].options)}
     answering = lossy & _zero_exact(found.saved) & zero_keeping
-    return dict(save_predicates(fw, bw, lossy, answering, count).exact_only)
+    done = save_predicates(fw, bw, lossy, answering, count)
+    same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
+    return _Prepared(dict(done.exact_only), bool(rebuilt or done.masks or done.dropped) or not same)
 
 
 def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:

@@ -43,6 +43,13 @@ class Peaks:
         return max(self.forward_bytes, self.backward_bytes)
 
 
+def can_be_replayed(options: Options, *graphs: fx.GraphModule) -> bool:
+    """Whether `replayed_peaks` may know; of a joint graph, False if it knows of no pair that it is cut into."""
+    if options.inner != "inductor" or "replay_peak" in options.disable_passes:
+        return False
+    return sum(len(gm.graph.nodes) for gm in graphs) <= MOST_NODES and all(map(_is_simple, graphs))
+
+
 def replayed_peaks(
     fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, options: Options, *, plain: bool = False
 ) -> Peaks | None:
@@ -55,10 +62,7 @@ def replayed_peaks(
         options: what it will be compiled with.
         plain: it is PyTorch's own pair, compiled without us.
     """
-    if options.inner != "inductor" or "replay_peak" in options.disable_passes:
-        return None
-    large = len(fw.graph.nodes) + len(bw.graph.nodes) > MOST_NODES
-    if large or not (_is_simple(fw) and _is_simple(bw)):
+    if not can_be_replayed(options, fw, bw):
         return None
     machine = Machine(True, bool(find_channels_last(fw)))
     theirs = {**compat.inductor_mode_options(options.mode), **options.inductor_patches()}

@@ -48,14 +48,11 @@ def hint(size: int | torch.SymInt) -> int:
 
 def nbytes_of(val: torch.Tensor) -> int:
     """Bytes of the elements that a tensor addresses, an expanded dimension counted once."""
-    numel = 1
+    numel = val.element_size()
     for size, stride in zip(val.shape, val.stride(), strict=True):
-        numel *= 1 if _is_zero(stride) else hint(size)
-    return numel * val.element_size()
-
-
-def _is_zero(stride: int | torch.SymInt) -> bool:
-    return isinstance(stride, int) and stride == 0
+        if not (isinstance(stride, int) and stride == 0):
+            numel *= hint(size)
+    return numel
 
 
 def storage_nbytes(val: torch.Tensor) -> int:

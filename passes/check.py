@@ -33,9 +33,9 @@ def check(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, user_out
         if now is not before:
             raise GraphError(f"forward output {position} belongs to the user and changed from {before} to {now}")
     saved = [out for out in outs[num_fwd_outputs:] if isinstance(out, fx.Node)]
-    returned, computed = {node.name for node in saved}, {node.name for node in fw.graph.nodes}
+    unreturned = {node.name for node in fw.graph.nodes} - {node.name for node in saved}
     for node in placeholders(bw):
-        if node.name in computed - returned:
+        if node.name in unreturned:
             raise GraphError(f"backward placeholder {node.name!r}: the forward computes it and does not return it")
     _check_sides(saved, placeholders(bw))
 

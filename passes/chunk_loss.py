@@ -40,22 +40,34 @@ class Chunked:
     decision: LossDecision
 
 
-def budget_counts(joint: fx.GraphModule, options: Options) -> tuple[int, ...]:
-    """The numbers of chunks that a budget chooses from, rising; empty where `chunk_loss` decides alone."""
-    if options.loss_chunks != "auto" or "chunk_loss" in options.disable_passes:
-        return ()
-    _, found = _find(joint, LEAST_NBYTES)
-    return counts(found) if isinstance(found, Region) else ()
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A joint graph's fingerprint, and an edited copy with the region of its logits in it, or why there is none.
+
+    `gm` is the graph itself where nothing is as large as logits.
+    """
+
+    key: str
+    gm: fx.GraphModule
+    found: Region | Declined | None
 
 
-def chunk_loss(
-    joint: fx.GraphModule,
-    num_fwd_outputs: int,
-    options: Options,
-    plan: Plan | None = None,
-    *,
-    count: int | None = None,
-) -> Chunked:
+def seek_logits(joint: fx.GraphModule) -> Sought:
+    """Look for logits of `LEAST_NBYTES` or more; the graph is not edited."""
+    return Sought(fingerprint(joint), *_find(joint, LEAST_NBYTES))
+
+
+def budget_counts(sought: Sought) -> tuple[int, ...]:
+    """The numbers of chunks that a budget chooses from, rising; empty where there is nothing to choose."""
+    return counts(sought.found) if isinstance(sought.found, Region) else ()
+
+
+def decides_alone(options: Options) -> bool:
+    """Whether options state the number of chunks, so that a budget does not choose it."""
+    return options.loss_chunks != "auto" or "chunk_loss" in options.disable_passes
+
+
+def chunk_loss(joint: fx.GraphModule, num_fwd_outputs: int, options: Options, plan: Plan | None = None) -> Chunked:
     """Chunk the logits of a joint graph; it is not edited.
 
     Args:
@@ -63,7 +75,6 @@ def chunk_loss(
         num_fwd_outputs: how many of its outputs are the user's.
         options: `loss_chunks` asks for a number of chunks.
         plan: a plan to replay, which states it.
-        count: where a budget chose, that number; 0: none.
     """
     if (options.loss_chunks == 0 and plan is None) or "chunk_loss" in options.disable_passes:
         return Chunked(joint, 0, LossDecision(reason="off"))
@@ -74,14 +85,35 @@ def chunk_loss(
         if request == 0:
             return Chunked(joint, 0, next((g.loss for g in plan.graphs if g.loss.graph in (key, "")), LossDecision()))
     least = LEAST_NBYTES if request == "auto" else 1
-    gm, found = _find(joint, least)
+    sought = Sought(key, *_find(joint, least))
+    usual = usual_count(sought.found) if isinstance(sought.found, Region) else 0
+    return chunk_sought(joint, sought, num_fwd_outputs, options, usual if request == "auto" else int(request), least)
+
+
+def chunk_sought(
+    joint: fx.GraphModule,
+    sought: Sought,
+    num_fwd_outputs: int,
+    options: Options,
+    chunks: int,
+    least_nbytes: int = LEAST_NBYTES,
+) -> Chunked:
+    """Chunk logits that were looked for; what `sought` holds is edited, and stands for this number of chunks alone.
+
+    Args:
+        joint: the graph that they were looked for in, which is returned if they stay whole.
+        sought: what was found.
+        num_fwd_outputs, options: as for `chunk_loss`.
+        chunks: how many; 0: a budget chose none.
+        least_nbytes: what was looked for.
+    """
+    key, gm, found = sought.key, sought.gm, sought.found
     if found is None:
         return Chunked(joint, 0, LossDecision(key, reason="no product of this size leads to a loss"))
     if isinstance(found, Declined):
         return Chunked(joint, 0, _decision(key, found.start, 0, found.reason))
-    if count == 0:
+    if chunks == 0:
         return Chunked(joint, 0, _decision(key, found.start, 0, "the budget is met without"))
-    chunks = count or (usual_count(found) if request == "auto" else int(request))
     if chunks < 2:
         return Chunked(joint, 0, _decision(key, found.start, 0, "too few tokens for chunks to pay"))
     fused = options.inner == "inductor"
@@ -92,7 +124,7 @@ def chunk_loss(
     except (Unchunkable, RuntimeError) as reason:
         # Operators refuse fake tensors of wrong sizes with a RuntimeError; the graph itself was not touched.
         return Chunked(joint, 0, _decision(key, found.start, 0, f"chunks cannot be written: {reason}"))
-    return Chunked(gm, extra, replace(decision, reason=_left_whole(gm.graph, least)))
+    return Chunked(gm, extra, replace(decision, reason=_left_whole(gm.graph, least_nbytes)))
 
 
 def _left_whole(graph: fx.Graph, least_nbytes: int) -> str:

@@ -99,7 +99,8 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
-    stats = {pair.bw for pair in pairs if is_statistic(pair.fw)}
+    known_stats: dict[fx.Node, bool] = {}
+    stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
     logs = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw))}
     results = {}
     for pair in pairs:
@@ -114,12 +115,14 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
 
 def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Uses of `node` or of a view of it."""
-    for user in node.users:
-        if user.op == "output":
-            continue
-        yield node, user
-        if is_view(user):
-            yield from _first_uses(user)
+    values = [node]
+    while values:
+        value = values.pop()
+        for user in value.users:
+            if user.op != "output":
+                yield value, user
+            if is_view(user):
+                values.append(user)
 
 
 def _finite_need(pair: SavedPair) -> Need:
@@ -209,12 +212,20 @@ def is_statistic(node: fx.Node, known: dict[fx.Node, bool] | None = None) -> boo
     reductions to an eighth of their input or less. `known` remembers answers, for who asks about many nodes.
     """
     known = {} if known is None else known
-    if node not in known:
-        known[node] = _is_statistic(node, known)
+    pending = [node]
+    while pending:
+        current = pending[-1]
+        answer = known[current] if current in known else _answer(current, known)
+        if isinstance(answer, bool):
+            known[current] = answer
+            pending.pop()
+        else:
+            pending.append(answer)
     return known[node]
 
 
-def _is_statistic(node: fx.Node, known: dict[fx.Node, bool]) -> bool:
+def _answer(node: fx.Node, known: dict[fx.Node, bool]) -> bool | fx.Node:
+    """Whether it is one; or an argument of which that is to be known first."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         if is_attention(source):
@@ -226,14 +237,14 @@ def _is_statistic(node: fx.Node, known: dict[fx.Node, bool]) -> bool:
         return True
     if op_name(node) in REDUCTIONS:
         return node.op == "call_function" and bool(node.all_input_nodes) and shrinks(node, node)
+    if node.op != "call_function" or op_name(node) in GEMMS:
+        return False
+    numel = _numel(node)
     inputs = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
-    same = [arg for arg in inputs if _numel(arg) == _numel(node)]
-    return (
-        node.op == "call_function"
-        and bool(same)
-        and op_name(node) not in PRODUCTS - {"mul"}
-        and all(is_statistic(arg, known) for arg in same)
-    )
+    same = [arg for arg in inputs if _numel(arg) == numel]
+    open_ones = (arg for arg in same if not known.get(arg, False))
+    first = next(open_ones, None)
+    return bool(same) if first is None else first if first not in known else False
 
 
 def shrinks(reduction: fx.Node, result: fx.Node) -> bool:
@@ -243,7 +254,10 @@ def shrinks(reduction: fx.Node, result: fx.Node) -> bool:
 
 def _numel(node: fx.Node) -> int:
     val = node.meta.get("val")
-    return math.prod(_hint(s) for s in val.shape) if isinstance(val, torch.Tensor) else 0
+    if not isinstance(val, torch.Tensor):
+        return 0
+    numel = val.numel()
+    return numel if isinstance(numel, int) else math.prod(map(_hint, val.shape))
 
 
 def _hint(size: int | torch.SymInt) -> int:

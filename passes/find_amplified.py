@@ -36,12 +36,13 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
         gradients: its nodes that depend on a tangent.
     """
     behind = {node: frozenset((node.name,)) for node in sources}
+    exponentiated = _exponentiated(bw)
     steep: dict[fx.Node, int] = {}
     found: dict[str, str] = {}
     for node in bw.graph.nodes:
         if node.op != "call_function" or is_predicate(node):
             continue
-        for arg, reason in _amplified(node, steep, gradients):
+        for arg, reason in _amplified(node, steep, gradients, exponentiated):
             for name in sorted(behind.get(arg, ())):
                 found.setdefault(name, f"{reason} ({node.name})")
         carries = op_name(node) in _CARRY
@@ -55,14 +56,16 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
     return found
 
 
-def _amplified(node: fx.Node, steep: dict[fx.Node, int], gradients: set[fx.Node]) -> list[tuple[fx.Node, str]]:
+def _amplified(
+    node: fx.Node, steep: dict[fx.Node, int], gradients: set[fx.Node], exponentiated: set[fx.Node]
+) -> list[tuple[fx.Node, str]]:
     """Arguments of `node` whose error it multiplies without limit, each with the reason."""
     name, inputs = op_name(node), node.all_input_nodes
     if _divides(node) and isinstance(node.args[0], fx.Node) and _numel(node.args[1]) * _SHARED > _numel(node):
         return [(node.args[0], _DIVIDED)]
-    if name == "mul" and any(steep.get(arg, 0) * _SHARED > _numel(node) for arg in inputs):
+    if name == "mul" and any(arg in steep and steep[arg] * _SHARED > _numel(node) for arg in inputs):
         return [(arg, _DIVIDED) for arg in inputs if arg not in steep]
-    if name in ("add", "sub") and node in gradients and _exponentiated(node):
+    if name in ("add", "sub") and node in gradients and node in exponentiated:
         return [(arg, _EXPONENTIATED) for arg in inputs if arg not in gradients]
     return []
 
@@ -73,10 +76,13 @@ def _divides(node: fx.Node) -> bool:
     return isinstance(divisor, fx.Node) and not is_positive(divisor)
 
 
-def _exponentiated(node: fx.Node) -> bool:
-    return any(
-        op_name(user) == "exp" or (op_name(user) in _LOGARITHMIC and _exponentiated(user)) for user in node.users
-    )
+def _exponentiated(bw: fx.GraphModule) -> set[fx.Node]:
+    """Nodes that are logarithms of what an exponential is taken of."""
+    found: set[fx.Node] = set()
+    for node in reversed(bw.graph.nodes):
+        if any(op_name(user) == "exp" or (user in found and op_name(user) in _LOGARITHMIC) for user in node.users):
+            found.add(node)
+    return found
 
 
 def _numel(node: object) -> int:

@@ -214,8 +214,16 @@ class _Search:
 
     def _has_large_source(self, node: fx.Node) -> bool:
         """Whether a gradient that does not depend on the logits is reduced from a large one."""
-        sources = [arg for arg in node.all_input_nodes if arg in self.tangents and arg.op == "call_function"]
-        return any(self._is_large(arg) or self._has_large_source(arg) for arg in sources)
+        waiting, seen = [node], {node}
+        while waiting:
+            for arg in waiting.pop().all_input_nodes:
+                if arg in seen or arg not in self.tangents or arg.op != "call_function":
+                    continue
+                if self._is_large(arg):
+                    return True
+                seen.add(arg)
+                waiting.append(arg)
+        return False
 
     def _pull(self, node: fx.Node, rows: Rows) -> bool:
         """Take an operand that does not depend on the logits into the region, if it is cheap to compute."""

@@ -8,16 +8,21 @@ from types import BuiltinFunctionType, FunctionType
 import torch
 from torch import fx
 
+_SYMBOL = re.compile(r"\b[su]\d+\b")
+
 
 def fingerprint(*graphs: fx.GraphModule) -> str:
     """32 hex digits, equal for graphs that compute the same thing in the same order with the same layouts."""
     digest = hashlib.sha256()
+    spelled_targets: dict[int, str] = {}
     symbols: dict[str, str] = {}
     for gm in graphs:
         number: dict[fx.Node, int] = {}
         for i, node in enumerate(gm.graph.nodes):
             number[node] = i
-            target = node.op if node.op in ("placeholder", "output") else _spell(node.target)
+            if id(node.target) not in spelled_targets:
+                spelled_targets[id(node.target)] = _spell(node.target)
+            target = node.op if node.op in ("placeholder", "output") else spelled_targets[id(node.target)]
             args = fx.map_arg((node.args, node.kwargs), _speller(number))
             spelled, val = _normal(repr(args), symbols), _describe(node.meta.get("val"), symbols)
             digest.update(f"{target}|{spelled}|{val}\n".encode())
@@ -46,4 +51,4 @@ def _describe(val: object, symbols: dict[str, str]) -> str:
 
 def _normal(text: str, symbols: dict[str, str]) -> str:
     """Rename symbols (s77, u3) in order of appearance: their numbers depend on what was traced before."""
-    return re.sub(r"\b[su]\d+\b", lambda m: symbols.setdefault(m[0], f"S{len(symbols)}"), text)
+    return _SYMBOL.sub(lambda m: symbols.setdefault(m[0], f"S{len(symbols)}"), text)

@@ -124,7 +124,7 @@ def full_arguments(node: fx.Node) -> list[fx.Node]:
 
 def _reach(source: fx.Node, left_out: set[fx.Node], facts: Facts) -> set[fx.Node]:
     nodes: set[fx.Node] = set()
-    if not facts.is_given(source) and not _add_producers(source, source, nodes, facts):
+    if not facts.is_given(source) and not _add_producers(source, nodes, facts):
         return set()
     waiting = [(facts.order[reader], reader) for value in nodes or {source} for reader in readers_of(value)]
     heapq.heapify(waiting)
@@ -145,16 +145,18 @@ def _reach(source: fx.Node, left_out: set[fx.Node], facts: Facts) -> set[fx.Node
     return nodes
 
 
-def _add_producers(node: fx.Node, source: fx.Node, nodes: set[fx.Node], facts: Facts) -> bool:
-    """Add what computes `node` from memory; False if something does that a chain has no operator for."""
-    if not _computes(node, source, facts):
-        return False
-    nodes.add(node)
-    for value in full_arguments(node):
-        if value in nodes or (facts.is_loaded(value, node) and lies_as(value, source)):
+def _add_producers(source: fx.Node, nodes: set[fx.Node], facts: Facts) -> bool:
+    """Add what computes `source` from memory; False if something does that a chain has no operator for."""
+    waiting = [source]
+    while waiting:
+        node = waiting.pop()
+        if node in nodes:
             continue
-        if not _add_producers(value, source, nodes, facts):
+        if not _computes(node, source, facts):
             return False
+        nodes.add(node)
+        given = [value for value in full_arguments(node) if value not in nodes]
+        waiting += [value for value in given if not (facts.is_loaded(value, node) and lies_as(value, source))]
     return True
 
 

@@ -37,13 +37,14 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
         for key, _ in step.made:
             place.setdefault(key, i)
     joined: dict[int, Step] = dict(enumerate(steps))
+    sizes = [_size_of(step) for step in steps]
     touching: defaultdict[Buffer, set[int]] = defaultdict(set)
     for j, step in enumerate(steps):
         if not (step.in_place and step.made):
             continue
         ready = max((place.get(key, 0) for key in step.read), default=0)
         near = sorted({i for key in step.read for i in touching[key] if i >= ready})
-        host = next((i for i in near if _side_by_side(joined[i], step)), None)
+        host = next((i for i in near if sizes[j] is not None and sizes[i] == sizes[j]), None)
         if host is not None:
             other = joined[host]
             read = tuple(sorted({*other.read, *step.read}))
@@ -55,8 +56,10 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
     return _without_inner([joined[i] for i in sorted(joined)], returned)
 
 
-def _side_by_side(one: Step, other: Step) -> bool:
-    return len({size for _, size in one.made + other.made}) == 1
+def _size_of(step: Step) -> int | None:
+    """The one size of all results."""
+    found = {size for _, size in step.made}
+    return found.pop() if len(found) == 1 else None
 
 
 def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]:

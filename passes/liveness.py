@@ -101,11 +101,15 @@ def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: in
 
 def _is_returned(node: fx.Node) -> bool:
     """Whether `node` only ends as an output of its size: viewed, scaled, or with another gradient added to it."""
-    if len(node.users) != 1:
-        return False
-    (user,) = node.users
-    updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
-    return user.op == "output" or ((updated or is_view(user)) and _is_returned(user))
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "output":
+            return True
+        updated = op_name(user) in ("mul", "add") and user.meta["val"].dtype is node.meta["val"].dtype
+        if not (updated or is_view(user)):
+            return False
+        node = user
+    return False
 
 
 def _peak(before: Half, after: Half, handed: Sequence[fx.Node]) -> Peak:
@@ -125,11 +129,6 @@ def _peak(before: Half, after: Half, handed: Sequence[fx.Node]) -> Peak:
     )
 
 
-def is_inlined(node: fx.Node, phase: Phase) -> bool:
-    """Whether Inductor computes `node` where it is read. Views follow what they view."""
-    return phase.traits(node).pointwise and is_fused_away(node, phase)
-
-
 def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
     """Whether `node` is a constant that only a scatter reads, to add to it in place."""
     if phase.traits(node).inputs or node in phase.leaving:
@@ -139,13 +138,19 @@ def _is_scattered_into(node: fx.Node, phase: Phase) -> bool:
 
 
 def is_fused_away(node: fx.Node, phase: Phase) -> bool:
-    """Whether every reader in this phase is a kernel that Inductor generates."""
-    if node in phase.leaving:
-        return False
-    for user in phase.users(node):
-        traits = phase.traits(user)
-        if not (is_fused_away(user, phase) if traits.view else not traits.opaque):
+    """Whether every reader in this phase is a kernel that Inductor generates. Views follow what they view."""
+    pending = [node]
+    while pending:
+        value = pending.pop()
+        if value in phase.leaving:
             return False
+        for user in value.users:
+            if user in phase.members:
+                traits = phase.traits(user)
+                if traits.view:
+                    pending.append(user)
+                elif traits.opaque:
+                    return False
     return True
 
 
@@ -159,7 +164,8 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     sums = set(merged.values())
     for node in phase.nodes:
         traits = phase.traits(node)
-        reads = frozenset[Buffer]().union(*[through[arg] for arg in traits.inputs if arg in through])
+        found = [through[arg] for arg in traits.inputs if arg in through]
+        reads = found[0] if len(found) == 1 else frozenset[Buffer]().union(*found)
         if node.op != "call_function":
             through[node] = traits.keys
         elif node.target is operator.getitem:
@@ -190,14 +196,15 @@ def _runs_nothing(
     node: fx.Node, phase: Phase, machine: Machine, reads: frozenset[Buffer], taken: dict[fx.Node, Expression]
 ) -> bool:
     """Whether no memory is touched at `node`; `taken` receives what its readers compute instead."""
-    if phase.traits(node).view and (machine.fused or _views_input(node, phase)):
-        taken[node] = next((taken[arg] for arg in node.all_input_nodes if arg in taken), LOAD)
+    traits = phase.traits(node)
+    if traits.view and (machine.fused or _views_input(node, phase)):
+        taken[node] = next((taken[arg] for arg in traits.inputs if arg in taken), LOAD)
         return True
     if machine.fused and _is_scattered_into(node, phase):
         return True
-    if not machine.fused or not is_inlined(node, phase):
+    if not machine.fused or not (traits.pointwise and is_fused_away(node, phase)):
         return False
-    expression = expression_of(node, taken)
+    expression = expression_of(traits, taken)
     if stores(node, expression, len(reads), phase):
         return False
     taken[node] = expression

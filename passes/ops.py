@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Final
 
 import torch
 from torch import fx
@@ -48,12 +49,21 @@ JUMPS = frozenset(
 REDUCTIONS = frozenset("sum mean var var_mean amax amin prod logsumexp std std_mean any all max min norm".split())
 
 
+_NAMES: Final[dict[int, tuple[object, str]]] = {}
+"""Targets with their names, by identity: every pass asks for them, and PyTorch hashes an operator in Python."""
+
+
 def op_name(node: fx.Node) -> str:
     """Bare operator name: `add` for aten.add.Tensor; else the function's name; the op kind for placeholders."""
-    return _target_name(node.target) if node.op == "call_function" else node.op
+    if node.op != "call_function":
+        return node.op
+    target = node.target
+    known = _NAMES.get(id(target))
+    if known is None:
+        known = _NAMES[id(target)] = target, _target_name(target)
+    return known[1]
 
 
-@functools.cache
 def _target_name(target: object) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.rpartition("::")[2]
@@ -71,7 +81,11 @@ def full_name(node: fx.Node) -> str:
 
 def is_attention(node: fx.Node) -> bool:
     """Fused attention kernels, forward and backward, on every device."""
-    name = op_name(node)
+    return _attends(op_name(node))
+
+
+@functools.cache
+def _attends(name: str) -> bool:
     return "scaled_dot_product" in name or "flash_attention" in name or "efficient_attention" in name
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.ops import is_random, is_view, op_name
+from fxcompress.passes.ops import is_random, is_view
 from fxcompress.passes.phases import Phase
+from fxcompress.passes.traits import Traits
 
-_HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
-"""What Inductor does not compute twice on a CPU."""
 FOR_GPU: Mapping[str, int] = MappingProxyType({"realize_opcount_threshold": 64, "realize_reads_threshold": 5})
 """Settings of Inductor's for graphs on a GPU; its own are 30 operations, and 4 reads of what is read twice.
 
@@ -40,12 +39,14 @@ LOAD = Expression()
 """A value that is in memory."""
 
 
-def expression_of(node: fx.Node, known: dict[fx.Node, Expression]) -> Expression:
-    """What a pointwise `node` takes, given what its arguments do."""
-    own = 1 + sum(isinstance(arg, int | float) for arg in node.args)
-    parts = [known.get(arg, LOAD) for arg in node.all_input_nodes]
-    heavy = op_name(node) in _HEAVY or any(part.heavy for part in parts)
-    return Expression(own + sum(part.operations for part in parts), heavy)
+def expression_of(traits: Traits, known: dict[fx.Node, Expression]) -> Expression:
+    """What a pointwise node takes, given what its arguments do."""
+    operations, heavy = traits.operations, traits.heavy
+    for arg in traits.inputs:
+        part = known.get(arg, LOAD)
+        operations += part.operations
+        heavy = heavy or part.heavy
+    return Expression(operations, heavy)
 
 
 def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> bool:
@@ -72,10 +73,14 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
 
 def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
     """Whether the integers computed from `node`, a mask for example, are put together to fewer."""
-    for user in phase.users(node):
-        val = user.meta.get("val")
-        if not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
-            continue
-        if val.numel() != numel or _is_read_in_other_sizes(user, numel, phase):
-            return True
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in phase.users(waiting.pop()):
+            val = user.meta.get("val")
+            if user in seen or not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
+                continue
+            if val.numel() != numel:
+                return True
+            seen.add(user)
+            waiting.append(user)
     return False

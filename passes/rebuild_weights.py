@@ -54,8 +54,7 @@ def _chain(node: fx.Node, parameters: set[str]) -> list[fx.Node]:
         if len(found) > MAX_CHAIN:
             return []
         stack.extend(arg for arg in current.all_input_nodes if arg not in found)
-    order = {n: i for i, n in enumerate(node.graph.nodes)}
-    return sorted(found, key=order.__getitem__)
+    return sorted(found)
 
 
 def _replay(
@@ -65,8 +64,6 @@ def _replay(
     env: dict[fx.Node, fx.Node] = {}
     for node in {arg: None for call in chain for arg in call.all_input_nodes if arg.op == "placeholder"}:
         env[node] = by_name.get(node.name) or add_saved(fw, bw, node, num_fwd_outputs)
-    order = {node: i for i, node in enumerate(bw.graph.nodes)}
-    first = min(pair.bw.users, key=lambda user: order.get(user, len(order)))
-    with bw.graph.inserting_before(first):
+    with bw.graph.inserting_before(min(pair.bw.users)):
         copy_chain(bw.graph, chain, env)
     pair.bw.replace_all_uses_with(env[pair.fw])

@@ -5,7 +5,6 @@ consumer (measured: this is where the peak is won or lost), replaces the saved v
 the same order, and replays the views that the backward reads of one storage. Edits both graphs in place.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +61,6 @@ def rewrite(
     # Views that are no longer saved: an interpreter would hold what they view to the end of the forward.
     fw.graph.eliminate_dead_code()
     for gm in (fw, bw):
-        gm.graph.lint()
         gm.recompile()
     return results
 
@@ -127,9 +125,7 @@ def _insert_decode(
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
-    order = {node: i for i, node in enumerate(bw.graph.nodes)}
-    users = [user for pair in pairs for user in pair.bw.users]
-    first = min(users, key=lambda user: order.get(user, math.inf))
+    first = min(user for pair in pairs for user in pair.bw.users)
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
         decoded = write_decode(bw.graph, encoding, arrived, templates, decompositions, fuses=fuses)

@@ -81,5 +81,12 @@ def value_of(node: fx.Node) -> fx.Node:
 
 def readers_of(value: fx.Node) -> list[fx.Node]:
     """The calls that read a value, through views of it too."""
-    calls = [user for user in value.users if user.op != "output"]
-    return [reader for user in calls for reader in (readers_of(user) if is_view(user) else [user])]
+    readers: list[fx.Node] = []
+    waiting = [*reversed(value.users)]
+    while waiting:
+        user = waiting.pop()
+        if is_view(user):
+            waiting += reversed(user.users)
+        elif user.op != "output":
+            readers.append(user)
+    return readers

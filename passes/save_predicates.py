@@ -19,7 +19,7 @@ from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
-from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, last_of, refresh_values
+from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, refresh_values
 
 _aten = torch.ops.aten
 Key = tuple[object, ...]
@@ -151,17 +151,18 @@ def save_predicates(
     exact = find_amplified(bw, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
-    table = _table(fw)
-    env = _same_values(fw, bw, table)
+    table = {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}
+    env = _same_values(fw, bw)
+    saved = _SavedSoFar({pair.fw: pair.bw for pair in reversed(pairs)}, pairs[0] if pairs else None)
     masks: list[str] = []
     for node in asked:
-        reason = _refuse(node)
+        reason = f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
         twin = None if reason else _twin(fw, node, env, table)
         if twin is None:
             for source in _sources_of(node, sources):
                 exact[source.name] = reason or f"{node.name} depends on it and cannot be computed in the forward"
             continue
-        masks.append(_replace(fw, bw, node, twin, num_fwd_outputs))
+        masks.append(_replace(fw, bw, node, twin, num_fwd_outputs, saved))
     dropped = drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
     return Saved(tuple(masks), tuple(pair.bw.name for pair in dropped), tuple(sorted(exact.items())))
 
@@ -202,10 +203,6 @@ def _asked(
     return found
 
 
-def _refuse(node: fx.Node) -> str:
-    return f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
-
-
 def _sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
     found, stack, seen = set(), [node], set[fx.Node]()
     while stack:
@@ -223,11 +220,7 @@ def _key(node: fx.Node, args: object, kwargs: object) -> Key:
     return (node.target, repr(args), repr(kwargs))
 
 
-def _table(fw: fx.GraphModule) -> dict[Key, fx.Node]:
-    return {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}
-
-
-def _same_values(fw: fx.GraphModule, bw: fx.GraphModule, table: dict[Key, fx.Node]) -> dict[fx.Node, fx.Node]:
+def _same_values(fw: fx.GraphModule, bw: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """Backward placeholders → the forward nodes that hold the same values."""
     by_name = {out.name: out for out in outputs(fw) if isinstance(out, fx.Node)}
     return {node: by_name[node.name] for node in placeholders(bw) if node.name in by_name}
@@ -235,25 +228,34 @@ def _same_values(fw: fx.GraphModule, bw: fx.GraphModule, table: dict[Key, fx.Nod
 
 def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node | None:
     """The forward node equal to backward `node`, found or made; None if its inputs are not all known there."""
-    if node in env:
-        return env[node]
-    if node.op != "call_function" or not _repeatable(node):
-        return None
-    inputs = [_twin(fw, arg, env, table) for arg in node.all_input_nodes]
-    if any(arg is None for arg in inputs):
-        return None
+    waiting = [node]
+    while waiting:
+        current = waiting[-1]
+        if current in env:
+            waiting.pop()
+            continue
+        if current.op != "call_function" or not _repeatable(current):
+            return None
+        missing = next((arg for arg in current.all_input_nodes if arg not in env), None)
+        if missing is None:
+            env[current] = _repeated(fw, current, env, table)
+        else:
+            waiting.append(missing)
+    return env[node]
+
+
+def _repeated(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node:
+    """The same for a node whose inputs are known."""
     if _is_times_one(node):
-        env[node] = env[node.args[0]]  # type: ignore[index]
-        return env[node]
+        return env[node.args[0]]  # type: ignore[index]
     args = fx.map_arg(node.args, lambda arg: env[arg])
     kwargs = fx.map_arg(node.kwargs, lambda arg: env[arg])
     key = _key(node, args, kwargs)
     if key not in table:
-        known = [arg for arg in inputs if arg is not None and arg.op != "placeholder"]
-        latest = last_of(fw.graph, known) if known else last_of(fw.graph, placeholders(fw))
+        known = [env[arg] for arg in node.all_input_nodes if env[arg].op != "placeholder"]
+        latest = max(known or placeholders(fw))
         with fw.graph.inserting_after(latest):
-            table[key] = copy_node(fw.graph, node, dict(env), PREFIX + node.name)
-    env[node] = table[key]
+            table[key] = copy_node(fw.graph, node, env, PREFIX + node.name)
     return table[key]
 
 
@@ -274,12 +276,22 @@ def _repeatable(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") == operator.getitem.__module__  # elements of tuples, symbolic sizes
 
 
-def _replace(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int) -> str:
+@dataclass(slots=True)
+class _SavedSoFar:
+    """The backward's placeholders of saved forward nodes, and the first saved tensor."""
+
+    partners: dict[fx.Node, fx.Node]
+    front: SavedPair | None
+
+
+def _replace(
+    fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int, saved: _SavedSoFar
+) -> str:
     """Read `node` from a saved `twin` instead of computing it; returns the name it is saved under."""
-    pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
-    partner = next((pair.bw for pair in pairs if pair.fw is twin), None)
+    partner = saved.partners.get(twin)
     if partner is None:
         twin._rename(PREFIX + "is_" + node.name)
-        partner = add_saved(fw, bw, twin, num_fwd_outputs)
+        partner = saved.partners[twin] = add_saved(fw, bw, twin, num_fwd_outputs, saved.front)
+        saved.front = SavedPair(num_fwd_outputs if saved.front is None else saved.front.position, twin, partner)
     node.replace_all_uses_with(partner)
     return partner.name

@@ -40,12 +40,18 @@ def add_placeholder(bw: fx.GraphModule, like: fx.Node, name: str, before: fx.Nod
     return node
 
 
-def add_saved(fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, num_fwd_outputs: int) -> fx.Node:
-    """Save forward `node` too, in front of the tensors saved so far; returns its backward placeholder."""
-    pairs = find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)
+def add_saved(
+    fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, num_fwd_outputs: int, front: SavedPair | None = None
+) -> fx.Node:
+    """Save forward `node` too, in front of the tensors saved so far; returns its backward placeholder.
+
+    `front`: the first of those, if it is known.
+    """
+    if front is None:
+        front = next(iter(find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)), None)
     outs = outputs(fw)
-    if pairs:
-        place, first = pairs[0].position, pairs[0].bw
+    if front is not None:
+        place, first = front.position, front.bw
     else:
         place = num_fwd_outputs
         first = next(p for p in bw.graph.nodes if p.op != "placeholder" or isinstance(p.meta.get("val"), torch.Tensor))
@@ -205,9 +211,3 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
     """Copy a topologically ordered chain of calls; `env` maps its outside inputs and receives its nodes."""
     refresh_values([copy_node(graph, node, env, PREFIX + node.name) for node in chain if node not in env])
-
-
-def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:
-    """The latest of `nodes` in graph order."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    return max(nodes, key=order.__getitem__)

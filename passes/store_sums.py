@@ -26,6 +26,8 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
     Args:
         bw: the backward, before it is decided what is encoded: decisions depend on where the peak is.
     """
+    if not any(_is_wanted(node) for node in bw.graph.nodes):
+        return ()
     order = {node: i for i, node in enumerate(bw.graph.nodes)}
     calls = [order[node] for node in bw.graph.nodes if _is_call(node)]
     terms: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -51,10 +53,16 @@ def _is_call(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is not operator.getitem and is_opaque(node)
 
 
+def _is_wanted(node: fx.Node) -> bool:
+    """Whether it is a tensor of numbers on a GPU."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.dtype.is_floating_point and lowering.wanted(val)
+
+
 def _is_large_sum(node: fx.Node, terms: frozenset[fx.Node]) -> bool:
     """Whether its terms, made by libraries or stored, take as much memory as several of it."""
-    val = node.meta.get("val")
-    if not isinstance(val, torch.Tensor) or not val.dtype.is_floating_point or not lowering.wanted(val):
+    if not _is_wanted(node):
         return False
+    val = node.meta["val"]
     held = [term.meta["val"] for term in terms if isinstance(term.meta["val"], torch.Tensor)]
     return len(held) >= _TERMS and sum(map(storage_nbytes, held)) >= _TERMS * storage_nbytes(val)

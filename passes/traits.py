@@ -1,5 +1,6 @@
 """What the memory model asks of a node again and again, whatever the graph is cut into: asked once. Read-only."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import fx
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.join_steps import Buffer
 from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
+from fxcompress.passes.same_place import readers_of
 
 _OPAQUE = frozenset(
     "mm bmm addmm baddbmm convolution convolution_backward sort topk _scaled_mm max_pool2d_with_indices_backward "
@@ -19,6 +21,9 @@ SCATTERS = frozenset(
 )
 """Kernels that Inductor generates, but never computes where their result is read."""
 
+_NUMBER = (int, float)
+_HEAVY = frozenset("exp log log10 log1p log2 sigmoid tanh".split())
+"""What Inductor does not compute twice on a CPU."""
 Buffers = tuple[tuple[Buffer, int], ...]
 """Storages with their bytes."""
 
@@ -28,6 +33,7 @@ class Traits:
     """`buffers`: the storage behind the node's tensor. `results`: those of every element of its tuple, too.
 
     `opaque`: Inductor calls its kernel and does not generate it. `pointwise`: Inductor may compute it where it is read.
+    `operations`: what that takes, its tensors at hand. `heavy`: not to be done twice on a CPU.
     """
 
     inputs: tuple[fx.Node, ...]
@@ -39,23 +45,30 @@ class Traits:
     opaque: bool
     scatters: bool
     pointwise: bool
+    operations: int
+    heavy: bool
 
 
 def traits_of(node: fx.Node) -> Traits:
     """Ask."""
     # Elements of a tuple may share a storage, as those of a split do.
-    own, results = tuple(buffers_of(node)), tuple(dict(_result_buffers(node)).items())
+    own = tuple(buffers_of(node))
+    items = _items_of(node)
+    results = own if items is None else tuple({_key(item): storage_nbytes(item) for item in items}.items())
+    keys = frozenset(key for key, _ in own)
     view, opaque, name = is_view(node), is_opaque(node), op_name(node)
     return Traits(
         tuple(node.all_input_nodes),
         own,
         results,
-        frozenset(key for key, _ in own),
-        frozenset(key for key, _ in results),
+        keys,
+        keys if items is None else frozenset(key for key, _ in results),
         view,
         opaque,
         name in SCATTERS,
         node.op == "call_function" and not (view or opaque or name in REDUCTIONS or name in SCATTERS),
+        1 + sum(isinstance(arg, _NUMBER) for arg in node.args),
+        name in _HEAVY,
     )
 
 
@@ -65,12 +78,16 @@ def buffers_of(node: fx.Node) -> list[tuple[Buffer, int]]:
     return [] if key is None else [(key, storage_nbytes(node.meta["val"]))]
 
 
-def _result_buffers(node: fx.Node) -> list[tuple[Buffer, int]]:
+def _items_of(node: fx.Node) -> list[torch.Tensor] | None:
+    """The tensors of a node's tuple; None where its value is a tensor."""
     val = node.meta.get("val")
     if isinstance(val, torch.Tensor):
-        return buffers_of(node)
-    items = [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
-    return [(int(item.untyped_storage()._cdata), storage_nbytes(item)) for item in items]
+        return None
+    return [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
+
+
+def _key(val: torch.Tensor) -> Buffer:
+    return int(val.untyped_storage()._cdata)
 
 
 def is_opaque(node: fx.Node) -> bool:
@@ -90,12 +107,7 @@ def _is_called_scatter(node: fx.Node) -> bool:
 
 
 def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:
-    """Whether a kernel of Inductor's reads it after the first library call that follows it."""
-    first = next((call for call in calls if call > order[source]), len(order))
-    return any(order[reader] > first and not is_opaque(reader) for reader in _readers(source))
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """The calls that read a tensor, through views of it too."""
-    users = [user for user in node.users if user.op == "call_function"]
-    return [reader for user in users for reader in (_readers(user) if is_view(user) else [user])]
+    """Whether a kernel of Inductor's reads it after the first library call that follows it; `calls` rise."""
+    behind = bisect_right(calls, order[source])
+    first = calls[behind] if behind < len(calls) else len(order)
+    return any(order[reader] > first and not is_opaque(reader) for reader in readers_of(source))

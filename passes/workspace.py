@@ -22,8 +22,10 @@ _DEPTHWISE_COPIES = 255
 def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
     """Bytes allocated and freed inside `node`; `channels_last`: whether its maps lie so whatever their strides say."""
     rule = _RULES.get(op_name(node))
+    if rule is None:
+        return 0
     vals = [arg.meta.get("val") for arg in node.all_input_nodes]
-    if rule is None or not all(isinstance(val, torch.Tensor) and val.device.type == "cpu" for val in vals):
+    if not all(isinstance(val, torch.Tensor) and val.device.type == "cpu" for val in vals):
         return 0
     return rule(node, channels_last)
 

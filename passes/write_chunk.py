@@ -7,7 +7,7 @@ is computed again where it is read, and the gradient takes the logits' place in 
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,15 @@ class Writer:
 
 
 @dataclass(slots=True)
+class _Call:
+    """A call that is being written: operands that are left to find, and those found."""
+
+    node: fx.Node
+    left: Iterator[tuple[fx.Node, Read]]
+    local: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Chunk:
     """The nodes of one chunk: `inputs` are its slices of outside operands, `size` its number of tokens."""
 
@@ -101,7 +110,23 @@ class Chunk:
         return results
 
     def _call(self, node: fx.Node, *, behind: bool) -> fx.Node:
-        local = {arg: self._operand(arg, read, behind) for arg, read in self.region.reads[node].items()}
+        """Write a call, and in front of it those that what it reads takes again."""
+        calls = [_Call(node, iter(self.region.reads[node].items()))]
+        while True:
+            call = calls[-1]
+            for arg, read in call.left:
+                if behind and self._is_written_again(arg):
+                    calls.append(_Call(arg, iter(self.region.reads[arg].items())))
+                    break
+                call.local[arg] = self._operand(arg, read, behind)
+            else:
+                calls.pop()
+                made = self._written(call.node, call.local)
+                if not calls:
+                    return made
+                self.again[call.node] = calls[-1].local[call.node] = made
+
+    def _written(self, node: fx.Node, local: dict[fx.Node, fx.Node]) -> fx.Node:
         if node is self.region.start:
             args, kwargs = fx.map_arg((node.args, node.kwargs), local.__getitem__)
             return self.write(node.target, *args, **kwargs)
@@ -115,9 +140,15 @@ class Chunk:
         if not behind or arg in region.gradient or arg is region.start:
             return self.env[arg]
         if arg not in self.again:
-            small = 4 * _numel(self.env[arg]) < _numel(self.env[region.start])
-            self.again[arg] = self._fenced(arg) if small else self._call(arg, behind=True)
+            self.again[arg] = self._fenced(arg)
         return self.again[arg]
+
+    def _is_written_again(self, arg: fx.Node) -> bool:
+        """Whether a value of the forward is still to be computed again behind the fence: small ones are handed over."""
+        region = self.region
+        if arg not in region.rows or arg in region.gradient or arg is region.start or arg in self.again:
+            return False
+        return 4 * _numel(self.env[arg]) >= _numel(self.env[region.start])
 
     def _outside(self, arg: fx.Node, read: Read) -> fx.Node:
         same = is_same_in_chunks(arg, read)

@@ -51,9 +51,8 @@ def write_fused(
         templates[key] = _trace(fusion, held, decompositions)
     wanted = [f"fused_{node.name}" for node in fusion.stored]
     wanted += [name for position in fusion.encoded for name in labels[position][0]]
-    position = {node: i for i, node in enumerate(graph.nodes)}
     inputs = [standing.get(node, node) for node in fusion.inputs]
-    anchor = max(inputs, key=position.__getitem__)
+    anchor = max(inputs)
     while anchor.next.op == "placeholder":
         anchor = anchor.next
     with graph.inserting_before(anchor.next):

@@ -10,6 +10,7 @@ from torch import nn
 
 import fxcompress
 from fxcompress import chunk_to_budget as subject
+from fxcompress import replayed_peak
 from fxcompress.options import Options
 from fxcompress.passes.chunk_counts import counts
 from fxcompress.plan import GraphPlan
@@ -64,12 +65,10 @@ def test_no_other_number_that_fits_takes_less_modelled_time(budget: str, monkeyp
     """All numbers are judged, where the search ends when more chunks take more time."""
     every: list[Any] = []
 
-    def judge_all(gm: Any, cut: Any, options: Any, numbers: Any, num_fwd_outputs: int, plain: Any) -> Any:
-        for number in numbers:
-            every.extend(judge(gm, cut, options, (number,), num_fwd_outputs, plain))
+    def judge_all(judge: Any, numbers: tuple[int, ...]) -> Any:
+        every.extend(judge.at(number) for number in numbers)
         return iter(every)
 
-    judge = subject._judge
     chosen = planned(budget=budget, inner="aot_eager").loss.chunks
     monkeypatch.setattr(subject, "_judge", judge_all)
     assert planned(budget=budget, inner="aot_eager").loss.chunks == chosen
@@ -78,6 +77,38 @@ def test_no_other_number_that_fits_takes_less_modelled_time(budget: str, monkeyp
     assert keys[chosen] == min(keys.values()) and not keys[chosen][0]
     lowest = [judged.ranking.cuts.ranked[-1].lowest_peak_bytes for judged in every]
     assert lowest[0] > lowest[2]
+
+
+@pytest.mark.parametrize("budget, noteworthy, tried", [("60%", 1.0, [2]), ("60%", 0.0, [2, 0]), ("100%", 0.0, [2, 0])])
+def test_whole_logits_come_last_on_large_graphs_if_chunks_take_time(
+    budget: str, noteworthy: float, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+
+    def at(judge: Any, number: int, below_s: float = float("inf")) -> Any:
+        numbers.append(number)
+        return judge_at(judge, number, below_s)
+
+    judge_at = subject._Judge.at
+    expected = planned(budget=budget, inner="aot_eager").loss.chunks
+    monkeypatch.setattr(subject._Judge, "at", at)
+    monkeypatch.setattr(subject, "MOST_NODES", 10)
+    monkeypatch.setattr(subject, "NOTEWORTHY", noteworthy)
+    monkeypatch.setattr(subject, "_lacks_memory_for_logits", lambda *args: False)
+    chosen = planned(budget=budget, inner="aot_eager").loss.chunks
+    assert numbers == tried
+    assert chosen == (expected if 0 in tried and expected in tried else 2)
+
+
+def test_pytorchs_pair_is_not_extracted_where_it_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extracted(*args: Any) -> None:
+        raise AssertionError("a pair was extracted")
+
+    monkeypatch.setattr(subject, "align_names", extracted)
+    with pytest.raises(Exception, match="a pair was extracted"):
+        planned(budget="100%")
+    monkeypatch.setattr(replayed_peak, "MOST_NODES", 10)
+    assert planned(budget="100%").fits
 
 
 def test_a_stated_number_stays_and_off_is_off() -> None:

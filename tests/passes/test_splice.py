@@ -180,11 +180,14 @@ def inputs_of(pair: Pair) -> set[int | None]:
 
 @SEARCH
 @given(programs(), st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
-def test_the_latest_of_some_nodes(program: Program, numbers: list[int]) -> None:
+def test_nodes_compare_by_their_place_in_the_graph(program: Program, numbers: list[int]) -> None:
     graph = capture(program, program.inputs(), program.partition).fw.graph
     nodes = list(graph.nodes)
     places = [number % len(nodes) for number in numbers]
-    assert splice.last_of(graph, [nodes[at] for at in places]) is nodes[max(places)]
+    with graph.inserting_before(nodes[-1]):
+        nodes.insert(-1, graph.call_function(torch.ops.aten.alias.default, (nodes[0],)))
+    assert max(nodes[at] for at in places) is nodes[max(places)]
+    assert sorted(reversed(nodes)) == nodes
 
 
 def test_copies_of_operators_with_several_results_have_storages_of_their_own() -> None:

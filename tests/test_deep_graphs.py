@@ -1,0 +1,62 @@
+"""Graphs of thousands of nodes in a row: no pass follows them by recursion, of which Python allows a thousand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxcompress import pipeline
+from fxcompress.codecs import lowering, planes
+from fxcompress.options import Options
+from fxcompress.passes.demand import is_statistic
+from fxcompress.testing_graphs import Pair, capture
+
+LENGTH = 3000
+SIDE = 64
+
+
+def chain(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Two products with pointwise operators between them, of which the last asks the sign of all that is before."""
+    inner = x @ first
+    for _ in range(LENGTH // 2):
+        inner = (inner + 0.5) * 0.5
+    return torch.relu(inner) @ second
+
+
+@pytest.fixture(scope="module")
+def deep() -> Pair:
+    torch.manual_seed(0)
+    return capture(chain, [torch.randn(SIDE, SIDE, requires_grad=True) for _ in range(3)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"budget": "100%", "inner": "aot_eager"}, {"inner": "aot_eager", "lossy": False}],
+    ids=["default", "budget", "exact"],
+)
+def test_a_long_chain_is_planned(options: dict[str, Any], deep: Pair) -> None:
+    pair = deep.copy()
+    result = pipeline.run(pair.fw, pair.bw, Options(min_bytes=64, **options))
+    assert len(result.fw.graph.nodes) > LENGTH
+
+
+def test_a_long_chain_is_planned_as_for_a_gpu(deep: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowering, "wanted", lambda _: True)
+    monkeypatch.setattr(planes, "wanted", lambda _: True)
+    pair = deep.copy()
+    chosen = Options(min_bytes=64, bits=4, operand_bits=4, rounding="stochastic", disable_passes=("outline",))
+    assert len(pipeline.run(pair.fw, pair.bw, chosen).fw.graph.nodes) > LENGTH
+
+
+def test_what_a_long_chain_makes_of_a_statistic_is_one() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(8, 64)
+    node = graph.call_function(torch.ops.aten.sum.dim_IntList, (x, [1]))
+    node.meta["val"] = torch.empty(8)
+    for _ in range(LENGTH):
+        node = graph.call_function(torch.ops.aten.mul.Tensor, (node, 0.5))
+        node.meta["val"] = torch.empty(8)
+    assert is_statistic(node)
+    assert not is_statistic(x)
