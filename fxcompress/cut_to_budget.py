@@ -6,12 +6,12 @@ more with a lower aim, then the next cuts, then those ranked for a limit lower b
 fits by the memory model is lowered, and its allocations are replayed (`replayed_peak`): that peak must fit as well.
 Finishing may also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is
 finished as well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest
-estimated peak is finished as low as it gets: what it reaches is what a `BudgetError` states.
+estimated peak and PyTorch's own are finished as low as they get: what they reach is what a `BudgetError` states.
 """
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import fx
 
@@ -20,7 +20,7 @@ from fxcompress.errors import BudgetError, PlanError
 from fxcompress.limits import Budget, budget_bytes, kept
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
-from fxcompress.passes.estimate_cut import Cut
+from fxcompress.passes.estimate_cut import OWN, Cut
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine
 from fxcompress.pipeline import Result
@@ -62,12 +62,12 @@ class Ranking:
     """By how much the best cut did."""
     lowered_bytes: int = 0
     """By how much the limit was lowered for the ranking at hand."""
-    last: Literal["", "pending", "tried"] = ""
-    """The attempt at the lowest peak, whatever it costs, after all others failed."""
+    last: list[int] | None = None
+    """Cuts still to be finished as low as they get, whatever that costs, after all others failed."""
 
     def next(self, error: BudgetError | PlanError) -> None:
         """Aim lower with the same cut once, then take the next one."""
-        if self.last:
+        if self.last is not None:
             self.skip()
             return
         if isinstance(error, BudgetError):
@@ -80,15 +80,30 @@ class Ranking:
         near = 0 < self.least_excess_bytes <= NEAR * self.limit_bytes
         if self._is_done() and near and not self.lowered_bytes:
             self.lowered_bytes, self.taken, self.cuts = self.least_excess_bytes, 0, None
-        elif self._is_done() and self.cuts is not None and self.cuts.ranked[0].fits:
-            # Where none was to fit, the first tried was the lowest.
-            lowest = min(self.cuts.ranked, key=lambda cut: cut.lowest_peak_bytes)
-            self.last, self.taken, self.excess_bytes = "pending", self.cuts.ranked.index(lowest), self.limit_bytes
+        elif self._is_done():
+            self._aim(self._lowest())
 
     def skip(self) -> None:
         """Take the next cut."""
-        self.taken, self.excess_bytes = self.taken + 1, 0
-        self.last = "tried" if self.last else ""
+        if self.last is not None:
+            self._aim(self.last[1:])
+        else:
+            self.taken, self.excess_bytes = self.taken + 1, 0
+
+    def _aim(self, last: list[int]) -> None:
+        self.last = last
+        if last:
+            self.taken, self.excess_bytes = last[0], self.limit_bytes
+
+    def _lowest(self) -> list[int]:
+        """Cuts that may reach the lowest peak: by the estimates, and PyTorch's own, which runs without a budget."""
+        assert self.cuts is not None
+        ranked = self.cuts.ranked
+        by_peak = sorted(range(len(ranked)), key=lambda place: ranked[place].lowest_peak_bytes)
+        own = next(place for place, cut in enumerate(ranked) if cut.name == OWN)
+        # Where none was to fit, each was finished as low as it gets, the lowest first.
+        done = 0 if ranked[0].fits else self.taken
+        return [place for place in dict.fromkeys((by_peak[0], own)) if place >= done]
 
     def may_beat(self, result: Result | None) -> bool:
         """Whether a cut is left to try, and no finished plan costs less than it is estimated to."""
@@ -101,8 +116,8 @@ class Ranking:
         return result is None or (cut.fits and cut.seconds + least_s < overhead_s(result))
 
     def _is_done(self) -> bool:
-        if self.last:
-            return self.last == "tried"
+        if self.last is not None:
+            return not self.last
         most = 1 if self.lowered_bytes else CUTS_TRIED
         return self.cuts is not None and self.taken >= min(most, len(self.cuts.ranked))
 

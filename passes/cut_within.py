@@ -17,7 +17,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.estimate_cut import Cut, Estimate, Model, Sketch, make_model, saved_nbytes
+from fxcompress.passes.estimate_cut import OWN, Cut, Estimate, Model, Sketch, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_attention
@@ -95,7 +95,7 @@ def cut_within(
     """
     plain = torch_choice(rebuild_more=False)
     model = make_model(gm, plain, options, num_fwd_outputs, machine)
-    first = model.sketch("PyTorch's", plain).estimate()
+    first = model.sketch(OWN, plain).estimate()
     before = first.peak_kept()
     limit, base_s = limit_of(before), first.sketch.recompute_s
     own = _fitted(first, limit, base_s)

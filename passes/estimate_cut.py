@@ -29,6 +29,8 @@ from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option, curve_of
 
+OWN = "PyTorch's"
+"""Name of its default cut."""
 _RANDOM_PASSES = 8.0
 """Generating random numbers again takes as long as this many passes over memory."""
 

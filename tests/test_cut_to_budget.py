@@ -11,7 +11,7 @@ from fxcompress.errors import BudgetError
 from fxcompress.facts import Peak
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts
-from fxcompress.passes.estimate_cut import Cut
+from fxcompress.passes.estimate_cut import OWN, Cut
 from fxcompress.plan import Fit
 from fxcompress.replayed_peak import Peaks
 
@@ -19,8 +19,9 @@ LIMIT = 1000
 
 
 def ranked(*seconds: float) -> Cuts:
-    """Cuts that are estimated to cost so much."""
-    cuts = tuple(Cut(f"cut {i}", (), 500, cost, 0.0, True) for i, cost in enumerate(seconds))
+    """Cuts that are estimated to cost so much, the last of them PyTorch's own."""
+    names = [*(f"cut {i}" for i in range(len(seconds) - 1)), OWN]
+    cuts = tuple(Cut(name, (), 500, cost, 0.0, True) for name, cost in zip(names, seconds, strict=True))
     return Cuts(cuts, 0, 2000, 0.0, 1.0, 0.0)
 
 
@@ -106,6 +107,13 @@ def test_an_error_states_the_lowest_peak_that_was_reached() -> None:
     with pytest.raises(BudgetError) as raised:
         cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0)))
     assert raised.value.peak_bytes == 1110 and finishing.targets[-1] == 0
+
+
+def test_at_last_pytorchs_own_cut_is_finished_as_low_as_it_gets() -> None:
+    finishing = Finishing(*[1500] * 7, 9.0)
+    result = cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0, 2.0, 3.0, 4.0, 5.0)))
+    assert result.plan.fits[0].recompute_s == 9.0
+    assert finishing.cuts[-2:] == ["cut 0", OWN] and finishing.targets[-2:] == [0, 0]
 
 
 def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
