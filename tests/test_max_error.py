@@ -149,8 +149,8 @@ def test_with_a_budget_a_second_step_calibrates_the_cut_for_fewer_bits_and_the_c
 ) -> None:
     model, inputs = blocks()
     exact = gradient(model, model, inputs)
-    options = Options(**SMALL, max_error=0.3, budget="70%")
-    compiled = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 0.3, "budget": "70%"})
+    options = Options(**SMALL, max_error=0.3, budget="65%")
+    compiled = torch.compile(model, backend="actcomp", options={**SMALL, "max_error": 0.3, "budget": "65%"})
     for calibrated in range(3):
         assert not ledger.reports(), calibrated
         error = float((gradient(compiled, model, inputs) - exact).norm() / exact.norm())
@@ -159,7 +159,7 @@ def test_with_a_budget_a_second_step_calibrates_the_cut_for_fewer_bits_and_the_c
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes
 
     table = calibration.calibrate(model, lambda compiled: compiled(*inputs), options=options)
-    assert [(graph.bits, graph.operand_bits) for graph in table.graphs] == [(8, 8), (4, 4)]
+    assert [(graph.bits, graph.operand_bits) for graph in table.graphs] == [(8, 8), (4, 8)]
     first, second = (
         _overhead_s(dataclasses.replace(table, graphs=(each,)), tmp_path, options, blocks) for each in table.graphs
     )
