@@ -14,6 +14,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.calibration import Calibrator, calibrating_backend, has_more_cuts, table_of
+from fxcompress.compat.scene import in_backward
 from fxcompress.error_table import ErrorTable, GraphErrors
 from fxcompress.errors import OptionError
 from fxcompress.options import Options
@@ -36,7 +37,7 @@ class FirstCall:
 
     def __call__(self, *args: Any) -> Any:
         # What a backward computes again, as checkpoints do, must save what the forward saved.
-        if self._waiting and len(self._errors) > self._used and not compat.in_backward():
+        if self._waiting and len(self._errors) > self._used and not in_backward():
             with self._scene.restored():
                 self._calibrate() if has_more_cuts(self._options) else self._finish()
             if not self._waiting:

@@ -175,11 +175,6 @@ def compile_with_aot_eager(
     return backend(gm, inputs)
 
 
-def in_backward() -> bool:
-    """Whether autograd runs a backward in this thread; `torch._C._current_graph_task_id`: run in 2.13, read in 2.11."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
 def inductor_mode_options(mode: str | None) -> dict[str, Any]:
     """Config patches of an Inductor mode; `torch._inductor.list_mode_options`: run in 2.13, read in 2.11."""
     from torch._inductor import list_mode_options

@@ -1,4 +1,4 @@
-"""The setting in which Dynamo calls a backend, kept for a second compilation of the same graph."""
+"""Where a backend, or its result, is called: the setting that Dynamo made, kept to compile again, or a backward."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,11 @@ def compiled_frame() -> int | None:
     found = CompileContext.current_compile_id()
     frame: int | None = found.frame_id if found is not None else None
     return frame
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward in this thread; `torch._C._current_graph_task_id`: run in 2.13, read in 2.11."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class CompileScene:
