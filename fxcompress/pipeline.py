@@ -28,9 +28,9 @@ from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_idle_width import find_idle_width
-from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.find_masked import find_masked, learned_inputs
 from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
-from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs
+from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs, placeholders
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fuse import Fusion, fuse
 from fxcompress.passes.liveness import Machine, find_peak
@@ -207,7 +207,8 @@ def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: in
     storages = find_storages(fw, pairs, count)
     values = find_values(fw)
     demands = find_demands(bw, pairs, values)
-    return Findings(collect(storages, demands, values, find_masked(fw), options.min_bytes), storages, values)
+    masked = find_masked(fw, learned_inputs(placeholders(fw), outputs(bw)))
+    return Findings(collect(storages, demands, values, masked, options.min_bytes), storages, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from fxcompress import costs
 from fxcompress.options import Options
 from fxcompress.passes.alias import distinct_nbytes, nbytes_of, storage_key
 from fxcompress.passes.find_cuts import Way, Ways, tensor_of
-from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.find_masked import find_masked, learned_inputs
 from fxcompress.passes.fit_budget import ERROR_WEIGHT
 from fxcompress.passes.lifetimes import Group, Lifetime, Lifetimes, find_lifetimes
 from fxcompress.passes.liveness import Machine
@@ -151,9 +151,11 @@ def make_model(
     step_s = sum(seconds.values())
     total = sum(nbytes_of(val) for node in plain if (val := tensor_of(node)) is not None)
     error_s = ERROR_WEIGHT * step_s / max(total, 1)
-    packer = Packer(find_values(gm), find_masked(gm), options, machine, rates, error_s)
-    packed = {node: ways for node in gm.graph.nodes if (ways := packer.ways(node))}
     (end,) = gm.graph.find_nodes(op="output")
+    inputs = list(filter(is_forward_input, gm.graph.find_nodes(op="placeholder")))
+    masked = find_masked(gm, learned_inputs(inputs, end.args[0][num_fwd_outputs:]))
+    packer = Packer(find_values(gm), masked, options, machine, rates, error_s)
+    packed = {node: ways for node in gm.graph.nodes if (ways := packer.ways(node))}
     users = sum(isinstance(item, fx.Node) for item in end.args[0][:num_fwd_outputs])
     return Model(gm.graph, num_fwd_outputs, users, machine, seconds, step_s, error_s, packed)
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fxcompress import pipeline
 from fxcompress.options import Options
-from fxcompress.passes.find_masked import find_masked
+from fxcompress.passes.find_masked import find_masked, learned_inputs
+from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.ops import is_attention, op_name
 from fxcompress.testing_graphs import Pair, capture, distance, node_values, run
 from fxcompress.testing_programs import Program, programs
@@ -33,6 +34,9 @@ MASKS = {
     "scaled": lambda s: s + (1 - (~hidden()).float()) * -10000.0,
     "made": lambda s: s + torch.full((8, 8), -torch.inf).triu(1),
     "chosen": lambda s: s + torch.where(hidden(), -torch.inf, 0.0),
+    "padding": lambda s: F.pad(s[:, :7], (0, 1), value=-torch.inf),
+    "scattered": lambda s: s.scatter(1, torch.arange(8).view(8, 1), -torch.inf),
+    "a column": lambda s: s.index_fill(1, torch.tensor([3]), -torch.inf),
 }
 MOVES = {
     "nothing": lambda s: s,
@@ -113,6 +117,12 @@ PUT = {
     "two masks": lambda x, m: x + (m + m.roll(1, 0)),
     "logarithm": lambda x, m: x + (m == 0).float().log(),
     "scaled after": lambda x, m: (x + m) * 0.5,
+    "subtracted": lambda x, m: x - -m,
+    "clamped": lambda x, m: x + m.clamp(max=0.0),
+    "beside constants": lambda x, m: x + torch.cat([m[:, :4], torch.zeros(8, 4)], 1),
+    "in the place of": lambda x, m: torch.where(m == 0, x, m),
+    "looked up": lambda x, m: x + m[torch.arange(8)],
+    "added to a product of matrices": lambda x, m: torch.addmm(m, x, x),
     "cast after": lambda x, m: (x.bfloat16() + m.bfloat16()).float(),
     "added to a product": lambda x, m: torch.baddbmm(m.view(1, 8, 8), x.view(1, 8, 8), x.view(1, 8, 8)),
     "made here, added to a product": lambda x, m: torch.baddbmm(
@@ -134,6 +144,20 @@ def test_a_callers_mask_is_found_however_it_is_put(put: str, read: str) -> None:
 
 def test_a_bias_of_the_model_is_no_mask() -> None:
     pair = capture(lambda x, b: (x.sin() + b.sin()).softmax(-1), (scores(), scores()), "default")
+    assert found(pair) == set()
+
+
+def test_what_is_learned_is_no_mask() -> None:
+    """A position's vector, in a stream that a softmax over positions pools in the end."""
+    learned = scores().detach().requires_grad_()
+    pair = capture(lambda x, b: (x.sin() + b).logsumexp(0), (scores(), learned), "default")
+    inputs = placeholders(pair.fw)
+    assert found(pair) and not find_masked(pair.fw, learned_inputs(inputs, [None, inputs[1]]))
+    assert not learned_inputs(inputs, [inputs[1]])
+
+
+def test_a_largest_value_that_is_not_subtracted_is_a_pool() -> None:
+    pair = capture(lambda x, b: (x.sin() + b).amax(0).sin(), (scores(), scores()), "default")
     assert found(pair) == set()
 
 
