@@ -1,41 +1,53 @@
 """Bytes saved for the backward and predicted peaks of models of real size, over PyTorch's minimum cut.
 
-    python -m bench.min_cut [--models gpt2_small,…] [--json file]
+    python -m bench.min_cut [--models gpt2_small,…] [--variants "4 bit;4 bit 24%"] [--json file]
 
-Each model is traced once on fake tensors, in bf16 (ResNet-50 and ViT-B under autocast), and partitioned as each variant
-says: no activation is allocated and nothing compiled. Peaks are those of the memory model for a GPU, without parameters
-and their gradients. Saved bytes are compared without what the loss saves: logits, or, in chunks, gradients.
+Each model is traced once on fake tensors, in bf16 (ResNet-50 and ViT-B under autocast), and partitioned for an H200 as
+each variant says: no activation is allocated and nothing compiled. A share in a variant's name is its `budget`. Peaks
+are those of the memory model for a GPU, without parameters and their gradients. Saved bytes are compared without what
+the loss saves: logits, or, in chunks, gradients. What is computed again is a share of the step's seconds as modelled
+(`fxcompress.costs`), PyTorch's own included. A budget that cannot be kept is a line with the lowest peak found.
 """
 
 import argparse
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.table import Table
 from torch import fx
 
+from bench.fake_cuda import gpu_layouts
 from bench.models.vocab import GPT2_VOCABULARY, LLAMA_VOCABULARY, SIMULATED
 from bench.models.zoo import Case, LossOf
 from bench.peaks import predict, trace_large
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace_bf16
 from bench.traffic import INLINED
+from fxcompress import costs
+from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.ops import GRADIENT
 
 REFERENCE = "min-cut"
-OPTIONS: Mapping[str, Options] = {
-    "default": Options(disable_passes=INLINED),
-    "4 bit": Options(bits=4, operand_bits=4, disable_passes=INLINED),
-    "2 bit": Options(bits=2, operand_bits=2, disable_passes=INLINED),
-}
+VARIANTS = ("default", "4 bit", "2 bit")
+
+
+def options_of(variant: str) -> Options:
+    """What a variant's name says: `default` or `4 bit`, and a budget if a share follows."""
+    widths, *share = re.split(r" (?=[\d.]+%$)", variant)
+    options = Options(budget=share[0] if share else None, disable_passes=INLINED)
+    if widths == "default":
+        return options
+    bits = int(widths.removesuffix(" bit"))
+    return replace(options, bits=bits, operand_bits=bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class Row:
     loss_bytes: int
     """Of the saved bytes, those of logits, or of the loss's gradients that stand for them."""
     peak_bytes: int
+    again_share: float
+    """Modelled time of what the backward computes again, as a share of the step's."""
     seconds: float
 
     @property
@@ -79,11 +93,17 @@ def compare(model: str, names: Sequence[str]) -> list[Row]:
     rows = []
     for name in (REFERENCE, *names):
         start = time.perf_counter()
-        pair = partition(joint, plain if name == REFERENCE else ActcompPartitioner(OPTIONS[name]))
+        try:
+            pair = partition(joint, plain if name == REFERENCE else ActcompPartitioner(options_of(name)))
+        except BudgetError as error:
+            print(f"{model}, {name}: {error}")
+            continue
         seconds = time.perf_counter() - start
         saved = saved_nbytes(pair[0], joint.num_fwd_outputs)
         of_loss = loss_nbytes(pair[0], joint.num_fwd_outputs, WORDS.get(model, 0))
-        rows.append(Row(model, name, saved, of_loss, predict(pair, joint.num_fwd_outputs), seconds))
+        with gpu_layouts():
+            again_share = costs.repeated_s(*pair) / costs.step_s(joint.gm)
+        rows.append(Row(model, name, saved, of_loss, predict(pair, joint.num_fwd_outputs), again_share, seconds))
     return rows
 
 
@@ -102,7 +122,8 @@ def _columns(node: fx.Node) -> int | None:
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per variant."""
-    view = Table("variant", "saved MB", "of the loss MB", "fewer", "peak MB", "lower", "seconds", title=rows[0].model)
+    columns = ("variant", "saved MB", "of the loss MB", "fewer", "peak MB", "lower", "again", "seconds")
+    view = Table(*columns, title=rows[0].model)
     reference = rows[0]
     for row in rows:
         view.add_row(
@@ -112,6 +133,7 @@ def table(rows: Sequence[Row]) -> Table:
             ratio(reference.rest_bytes, row.rest_bytes),
             megabytes(row.peak_bytes),
             ratio(reference.peak_bytes, row.peak_bytes),
+            f"{row.again_share:.1%}",
             f"{row.seconds:.1f}",
         )
     return view
@@ -121,7 +143,7 @@ def main() -> int:
     """Print one table per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--variants", default=";".join(OPTIONS), help="separated by semicolons")
+    parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
     parser.add_argument("--json", type=Path, help="append one JSON line per row to this file")
     arguments = parser.parse_args()
     for model in arguments.models.split(","):

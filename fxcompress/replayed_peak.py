@@ -16,6 +16,7 @@ from fxcompress import compat
 from fxcompress.compat.lowering import lower_for_cpu
 from fxcompress.inductor_settings import settings, settings_undone
 from fxcompress.options import Options
+from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key
 from fxcompress.passes.chunk_loss import copy_graph
 from fxcompress.passes.cut_within import MOST_NODES
@@ -119,7 +120,7 @@ def _is_simple(gm: fx.GraphModule) -> bool:
         for item in val if isinstance(val, (tuple, list)) else (val,):
             if isinstance(item, torch.SymInt):
                 return False
-            if isinstance(item, torch.Tensor) and (item.device.type != "cpu" or not _is_static(item)):
+            if isinstance(item, torch.Tensor) and not (devices.is_on_cpu(item) and _is_static(item)):
                 return False
         if node.op == "get_attr":
             return False

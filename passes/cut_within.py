@@ -8,7 +8,7 @@ and the cuts are ranked: those that fit by their seconds, then the others by the
 
 import functools
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -22,6 +22,7 @@ from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_o
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_attention
 from fxcompress.passes.price_moments import Moments, price_moments
+from fxcompress.passes.store_sums import find_sums
 from fxcompress.solve.allocate import Allocation
 
 PRICES = tuple(4.0**exponent for exponent in (-1, 0, -2, 1, -3, 2, -4, 3, 4, 5))
@@ -32,7 +33,7 @@ FEWEST = 4
 """Cuts of ours tried on graphs of more than `MOST_NODES`."""
 MEMORY_BUDGETS = (0.75, 0.5, 0.25)
 """PyTorch's own memory budgets tried."""
-MOST_NODES = 4000
+MOST_NODES = 6000
 """On larger graphs those are not tried: PyTorch's partitioner takes seconds for each."""
 REFINEMENTS = 3
 """Times that prices are halved beside the best one."""
@@ -97,6 +98,9 @@ def cut_within(
     model = make_model(gm, plain, options, num_fwd_outputs, machine)
     first = model.sketch(OWN, plain).estimate()
     before = first.peak_kept()
+    if machine.fused and "store_sums" not in options.disable_passes:
+        model = replace(model, stored=frozenset(find_sums(gm.graph, model.gradients())))
+        first = model.sketch(OWN, plain).estimate()
     limit, base_s = limit_of(before), first.sketch.recompute_s
     own = _fitted(first, limit, base_s)
     small = len(gm.graph.nodes) <= MOST_NODES

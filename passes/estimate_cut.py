@@ -51,10 +51,12 @@ class Model:
     packed: Mapping[fx.Node, tuple[Packing, ...]]
     """Per value that codecs take, how."""
     traits: Traits = field(default_factory=dict, compare=False, repr=False)
+    stored: frozenset[fx.Node] = frozenset()
+    """What `store_sums` will have written to memory."""
 
     def sketch(self, name: str, saved: Sequence[fx.Node]) -> "Sketch":
         """What runs in which half if exactly `saved` is handed over."""
-        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits)
+        forward, backward = cut_phases(self.joint, saved, self.num_fwd_outputs, self.traits, self.stored)
         again = sum((self.seconds.get(node, 0.0) for node in backward.nodes if node in forward.members), 0.0)
         return Sketch(self, name, tuple(saved), forward, backward, again)
 
@@ -63,6 +65,11 @@ class Model:
         (_, backward) = cut_phases(self.joint, tuple(saved), self.num_fwd_outputs, self.traits)
         read = {source for node in backward.nodes for source in node.all_input_nodes if is_forward_input(source)}
         return [node for node in self.joint.nodes if node in saved or node in read]
+
+    def gradients(self) -> frozenset[fx.Node]:
+        """What can only run in a backward."""
+        outside = frozenset(self.sketch("", ()).forward.members)
+        return frozenset(self.joint.nodes) - outside
 
     def ways(self) -> Ways:
         """How each value could be saved."""

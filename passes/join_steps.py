@@ -15,7 +15,7 @@ class Step:
     """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs.
 
     `generated`: Inductor writes its kernel. `in_place`: that kernel reads what it writes at the same place, so that a
-    result may take over an operand.
+    result may take over an operand. `elements`: of each result, None where they differ.
     """
 
     name: str
@@ -24,10 +24,11 @@ class Step:
     in_place: bool
     generated: bool
     workspace_bytes: int
+    elements: int | None
 
 
 def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset()) -> list[Step]:
-    """Pointwise results of one size that read a common buffer, or one another, come from one kernel, the first one's.
+    """Pointwise results of one shape that read a common buffer, or one another, come from one kernel, the first one's.
 
     Inductor reads what they share once; their results stand in memory together from then on, but for those that no
     other kernel reads, which are never stored. `returned` outlive the steps.
@@ -37,14 +38,13 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
         for key, _ in step.made:
             place.setdefault(key, i)
     joined: dict[int, Step] = dict(enumerate(steps))
-    sizes = [_size_of(step) for step in steps]
     touching: defaultdict[Buffer, set[int]] = defaultdict(set)
     for j, step in enumerate(steps):
         if not (step.in_place and step.made):
             continue
         ready = max((place.get(key, 0) for key in step.read), default=0)
         near = sorted({i for key in step.read for i in touching[key] if i >= ready})
-        host = next((i for i in near if sizes[j] is not None and sizes[i] == sizes[j]), None)
+        host = next((i for i in near if step.elements is not None and steps[i].elements == step.elements), None)
         if host is not None:
             other = joined[host]
             read = tuple(sorted({*other.read, *step.read}))
@@ -54,12 +54,6 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
         for key in (*step.read, *(key for key, _ in step.made)):
             touching[key].add(j if host is None else host)
     return _without_inner([joined[i] for i in sorted(joined)], returned)
-
-
-def _size_of(step: Step) -> int | None:
-    """The one size of all results."""
-    found = {size for _, size in step.made}
-    return found.pop() if len(found) == 1 else None
 
 
 def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]:

@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Peak
-from fxcompress.passes.alias import storage_key
+from fxcompress.passes import devices
+from fxcompress.passes.alias import hint, storage_key
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.merge_sums import find_merged
@@ -180,16 +181,24 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
             generated = machine.fused and not traits.opaque and node not in sums
             in_place = generated and not traits.scatters
-            steps.append(Step(node.name, made, tuple(sorted(reads)), in_place, generated, workspace))
+            count = _elements_of(node.meta.get("val"))
+            steps.append(Step(node.name, made, tuple(sorted(reads)), in_place, generated, workspace, count))
     if not machine.fused:
         return steps
     joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key in phase.traits(node).keys))
     return join_in_a_row(joined) if _on_cpu(phase) else joined
 
 
+def _elements_of(val: object) -> int | None:
+    """How many elements a result has, each of a tuple's the same number; None where they differ."""
+    items = val if isinstance(val, (tuple, list)) else (val,)
+    counts = {hint(item.numel()) for item in items if isinstance(item, torch.Tensor)}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def _on_cpu(phase: Phase) -> bool:
     vals = (node.meta.get("val") for node in phase.nodes)
-    return next((val.device.type == "cpu" for val in vals if isinstance(val, torch.Tensor)), False)
+    return next((devices.is_on_cpu(val) for val in vals if isinstance(val, torch.Tensor)), False)
 
 
 def _runs_nothing(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from fxcompress import compat
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.traits import Traits, traits_of
 
@@ -31,6 +32,8 @@ class Phase:
     leaving: frozenset[fx.Node]
     """`returned` as a set."""
     known: Known = field(default_factory=dict, compare=False, repr=False)
+    stored: frozenset[fx.Node] = frozenset()
+    """What is written to memory although its readers could compute it."""
 
     def traits(self, node: fx.Node) -> Traits:
         """Its traits, which all phases of a graph share."""
@@ -45,20 +48,29 @@ class Phase:
 
 
 def make_phase(
-    nodes: Iterable[fx.Node], inputs: Iterable[fx.Node], returned: Iterable[object], known: Known | None = None
+    nodes: Iterable[fx.Node],
+    inputs: Iterable[fx.Node],
+    returned: Iterable[object],
+    known: Known | None = None,
+    stored: frozenset[fx.Node] = frozenset(),
 ) -> Phase:
     ran, left = tuple(nodes), tuple(item for item in returned if isinstance(item, fx.Node))
-    return Phase(ran, tuple(inputs), left, frozenset(ran), frozenset(left), {} if known is None else known)
+    return Phase(ran, tuple(inputs), left, frozenset(ran), frozenset(left), {} if known is None else known, stored)
 
 
 def phase_of(gm: fx.GraphModule) -> Phase:
     """One whole graph."""
     nodes = [node for node in gm.graph.nodes if node.op not in ("placeholder", "output")]
-    return make_phase(nodes, placeholders(gm), outputs(gm))
+    stored = frozenset(filter(compat.is_stored, nodes))
+    return make_phase(nodes, placeholders(gm), outputs(gm), stored=stored)
 
 
 def cut_phases(
-    joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int, traits: Known | None = None
+    joint: fx.Graph,
+    saved: Sequence[fx.Node],
+    num_fwd_outputs: int,
+    traits: Known | None = None,
+    stored: frozenset[fx.Node] = frozenset(),
 ) -> tuple[Phase, Phase]:
     """The forward and the backward that a joint graph falls into if exactly `saved` is handed over.
 
@@ -70,6 +82,7 @@ def cut_phases(
         saved: the values to hand over; inputs of the graph may be among them, and are at hand in any case.
         num_fwd_outputs: how many outputs are the user's.
         traits: of the graph's nodes, where several cuts of it are looked at.
+        stored: what is written to memory although its readers could compute it.
     """
     (end,) = joint.find_nodes(op="output")
     results = [item if isinstance(item, fx.Node) else None for item in end.args[0]]
@@ -81,8 +94,8 @@ def cut_phases(
     backward = _needed(gradients, known.__contains__)
     held = [node for node in given if is_forward_input(node)]
     shared: Known = {} if traits is None else traits
-    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved], shared)
-    return before, make_phase(_lazily(backward, order), known, gradients, shared)
+    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved], shared, stored)
+    return before, make_phase(_lazily(backward, order), known, gradients, shared, stored)
 
 
 def _needed(targets: Iterable[fx.Node | None], known: Callable[[fx.Node], bool]) -> set[fx.Node]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from fxcompress import compat
+from fxcompress.passes import devices
 from fxcompress.passes.ops import is_random, is_view
 from fxcompress.passes.phases import Phase
 from fxcompress.passes.traits import Traits
@@ -58,12 +58,12 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return False
-    if compat.is_stored(node):
+    if node in phase.stored:
         return True
     if is_random(node):
         # Drawn once; a loop of other sizes, such as one that packs a mask, reads the numbers from memory.
         return _is_read_in_other_sizes(node, val.numel(), phase)
-    on_cpu = val.device.type == "cpu"
+    on_cpu = devices.is_on_cpu(val)
     most_operations, most_reads = (50, 12) if on_cpu else (FOR_GPU["realize_opcount_threshold"], 8)
     most_if_reused = _MOST_READS_IF_REUSED if on_cpu else FOR_GPU["realize_reads_threshold"]
     if expression.operations > most_operations or reads > most_reads:

@@ -2,11 +2,12 @@
 
 The gradient of a residual stream grows by one term per block. Inductor computes such a sum anew wherever it is read, up
 to some number of terms, and until then each of them stays in memory: in a ResNet's first stage, the largest tensors of
-the step. `store_sums` marks sums that are read again after a library's kernel and whose terms would wait for that.
-Exact, but for where a compiler that fuses rounds. For GPUs.
+the step. `find_sums` names sums that are read again after a library's kernel and whose terms would wait for that;
+`store_sums` marks those of a backward. Exact, but for where a compiler that fuses rounds. For GPUs.
 """
 
 import operator
+from collections.abc import Set
 
 import torch
 from torch import fx
@@ -26,14 +27,27 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
     Args:
         bw: the backward, before it is decided what is encoded: decisions depend on where the peak is.
     """
-    if not any(_is_wanted(node) for node in bw.graph.nodes):
-        return ()
-    order = {node: i for i, node in enumerate(bw.graph.nodes)}
-    calls = [order[node] for node in bw.graph.nodes if _is_call(node)]
+    found = find_sums(bw.graph)
+    for node in found:
+        compat.store_in_memory(node)
+    return tuple(node.name for node in found)
+
+
+def find_sums(graph: fx.Graph, members: Set[fx.Node] | None = None) -> list[fx.Node]:
+    """The sums, in the graph's order.
+
+    Args:
+        graph: a backward or a joint graph.
+        members: the nodes that sums may be among; all if None.
+    """
+    if not any(_is_wanted(node) for node in graph.nodes):
+        return []
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    calls = [order[node] for node in graph.nodes if _is_call(node)]
     terms: dict[fx.Node, frozenset[fx.Node]] = {}
-    marked = []
-    for node in bw.graph.nodes:
-        if node.op != "call_function":
+    found = []
+    for node in graph.nodes:
+        if node.op != "call_function" or (members is not None and node not in members):
             continue
         if _is_call(node) or (node.target is operator.getitem and _is_call(node.all_input_nodes[0])):
             terms[node] = frozenset({node})
@@ -42,10 +56,9 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
             continue
         terms[node] = frozenset[fx.Node]().union(*(terms.get(arg, frozenset()) for arg in node.all_input_nodes))
         if not is_view(node) and _is_large_sum(node, terms[node]) and is_read_behind_a_call(node, order, calls):
-            compat.store_in_memory(node)
             terms[node] = frozenset({node})
-            marked.append(node.name)
-    return tuple(marked)
+            found.append(node)
+    return found
 
 
 def _is_call(node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.join_steps import Buffer
 from fxcompress.passes.ops import REDUCTIONS, is_attention, is_view, op_name
@@ -102,8 +103,7 @@ def _is_called_scatter(node: fx.Node) -> bool:
     """On a CPU, Inductor leaves additions at given places to ATen if several threads would write at once."""
     if op_name(node) not in ("scatter_add", "scatter_reduce") or torch.get_num_threads() == 1:
         return False
-    val = node.meta.get("val")
-    return isinstance(val, torch.Tensor) and val.device.type == "cpu"
+    return devices.is_on_cpu(node.meta.get("val"))
 
 
 def is_read_behind_a_call(source: fx.Node, order: dict[fx.Node, int], calls: list[int]) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
+from fxcompress.passes import devices
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.ops import op_name
 
@@ -25,7 +26,7 @@ def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
     if rule is None:
         return 0
     vals = [arg.meta.get("val") for arg in node.all_input_nodes]
-    if not all(isinstance(val, torch.Tensor) and val.device.type == "cpu" for val in vals):
+    if not all(map(devices.is_on_cpu, vals)):
         return 0
     return rule(node, channels_last)
 

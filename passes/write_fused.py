@@ -73,6 +73,8 @@ def redirect(graph: fx.Graph, results: Mapping[fx.Node, fx.Node]) -> None:
     position = {node: i for i, node in enumerate(graph.nodes)}
     for node, result in results.items():
         node.replace_all_uses_with(result, delete_user_cb=partial(_is_behind, position, result))
+    # Views of the old nodes were copied with their storages.
+    compat.move_storages(graph, [(node.meta["val"], result.meta["val"]) for node, result in results.items()])
 
 
 def _is_behind(position: Mapping[fx.Node, int], first: fx.Node, second: fx.Node) -> bool:

@@ -14,7 +14,11 @@ from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fxcompress import costs
 from fxcompress.codecs import lowering, planes
+from fxcompress.passes import devices
+
+_rates_of = costs.rates_of
 
 DEVICE = torch.device("cuda", 0)
 CAPABILITY = (9, 0)
@@ -156,14 +160,26 @@ def fake_cuda() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gpu_layouts() -> Iterator[None]:
-    """Decide as for a GPU while a graph is still on the CPU: layouts by Inductor's rule and cuDNN's, and our codecs."""
+    """Decide as for a GPU while a graph is still on the CPU: layouts by Inductor's rule and cuDNN's, our codecs, memory
+    and time."""
     with (
+        mock.patch.object(devices, "is_on_cpu", _constant(False)),
+        mock.patch.object(costs, "rates_of", _rates),
         mock.patch.object(torch.backends.mkldnn, "is_available", _constant(False)),
         mock.patch.object(planes, "wanted", _constant(True)),
         mock.patch.object(lowering, "wanted", _constant(True)),
         mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _cudnn_format),
     ):
         yield
+
+
+def _rates(device: torch.device, *, fused: bool = True) -> costs.Rates:
+    """An H200's, whatever the device."""
+    with (
+        mock.patch.object(torch.cuda, "is_available", _constant(True)),
+        mock.patch.object(torch.cuda, "get_device_name", _constant(PROPERTIES.name)),
+    ):
+        return _rates_of(DEVICE, fused=fused)
 
 
 def _cudnn_format(x: torch.Tensor, weight: torch.Tensor, backend: object) -> torch.memory_format:

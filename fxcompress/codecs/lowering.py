@@ -176,9 +176,10 @@ def share_outputs(gm: fx.GraphModule) -> None:
     for node in compat.triton_nodes(gm.graph):
         given: Any = node.kwargs["kwargs"]
         filled = {name: given[name].meta["val"] for name in node.meta["val"]}
+        results = [(node.meta["val"][name], val) for name, val in filled.items()]
+        results += [(result.meta["val"], filled[result.args[1]]) for result in node.users]
         node.meta["val"] = filled
-        for result in node.users:
-            result.meta["val"] = filled[result.args[1]]
+        compat.move_storages(gm.graph, results)
 
 
 def set_salt(node: fx.Node, salt: int, number: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """What PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,3 +51,24 @@ def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
         meta = torch.empty(0, dtype=val.dtype, device="meta")
         meta.set_(storage, val.storage_offset(), val.shape, val.stride())
         return FakeTensor(val.fake_mode, meta, val.device)
+
+
+def move_storages(graph: fx.Graph, moves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Let all fake values in the storage of each first tensor, of static sizes, lie in that of the second."""
+    places = {_key(old): new.untyped_storage() for old, new in moves if _key(old) != _key(new)}
+
+    def moved(val: Any) -> Any:
+        if not isinstance(val, FakeTensor) or val.layout is not torch.strided or _key(val) not in places:
+            return val
+        storage = places[_key(val)]
+        while storage._cdata in places:
+            storage = places[storage._cdata]
+        return in_storage(val, storage)
+
+    for node in graph.nodes:
+        if (val := node.meta.get("val")) is not None:
+            node.meta["val"] = {k: moved(v) for k, v in val.items()} if isinstance(val, dict) else moved(val)
+
+
+def _key(val: torch.Tensor) -> int:
+    return int(val.untyped_storage()._cdata)

@@ -17,3 +17,13 @@ def test_fewer_bytes_by_width_and_the_loss_stands_apart(monkeypatch: pytest.Monk
     tokens, words = 4 * 128, 256
     assert plain.loss_bytes in (tokens * words * 2, tokens * words * 4), "logits in bf16, or their softmax in fp32"
     assert plain.rest_bytes + plain.loss_bytes == plain.saved_bytes
+
+
+def test_a_share_in_a_variants_name_is_its_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(min_cut, "MODELS", {"small": lambda: trace_bf16(ZOO["bytegpt"])})
+    plain, free, tight = min_cut.compare("small", ["4 bit", "4 bit 40%", "4 bit 1%"])
+    assert tight.peak_bytes <= 0.4 * plain.peak_bytes < free.peak_bytes
+    assert tight.again_share > free.again_share
+    assert "4 bit 1%: budget of" in capsys.readouterr().out

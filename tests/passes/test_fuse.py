@@ -15,6 +15,8 @@ from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import payload_nbytes
 from fxcompress.ledger import make_plan
 from fxcompress.options import Options
+from fxcompress.passes.alias import storage_key
+from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.rewrite import tensor_salt
 from fxcompress.plan import FUSED, TRITON
 from fxcompress.testing_graphs import Pair, capture
@@ -319,3 +321,29 @@ def test_booleans_are_no_arguments() -> None:
     for arguments in kernel_arguments(copy.fw):
         given = [node for name, node in arguments.items() if name.startswith("i")]
         assert all(node.meta["val"].dtype == torch.bfloat16 for node in given)
+
+
+def stream(x: Tensor, *weights: Tensor) -> Tensor:
+    """Blocks of a residual stream, each of which may be written over what it is added to."""
+    for weight in weights:
+        inner = x @ weight
+        variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
+        x = torch.relu((inner - mean) * torch.rsqrt(variance + 1) + x)
+    return x @ weights[0]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_what_views_a_kernels_result_lies_where_that_was_written() -> None:
+    torch.manual_seed(0)
+    operands = [torch.randn(SIDE, SIDE, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)]
+    copy, result = rewritten(capture(stream, operands))
+    assert list(lowerings(result).values()).count(FUSED) > 3
+    views = [node for node in copy.fw.graph.nodes if is_view(node) and op_name(node) != "getitem"]
+    read = [node for node in views if storage_key(node.all_input_nodes[0]) is not None]
+    assert read and all(storage_key(node) == storage_key(node.all_input_nodes[0]) for node in read)
+    filled = [
+        (node.meta["val"][name], arguments[name].meta["val"])
+        for node, arguments in zip(compat.triton_nodes(copy.fw.graph), kernel_arguments(copy.fw), strict=True)
+        for name in node.meta["val"]
+    ]
+    assert all(a.untyped_storage()._cdata == b.untyped_storage()._cdata for a, b in filled)

@@ -53,10 +53,10 @@ def test_random_numbers_are_stored_where_their_mask_is_packed() -> None:
 
 
 def step(name: str, made: tuple[int, int], *read: int, in_place: bool = True) -> Step:
-    return Step(name, (made,), read, in_place, in_place, 0)
+    return Step(name, (made,), read, in_place, in_place, 0, elements=made[1])
 
 
-def test_results_of_one_size_with_a_common_operand_come_from_one_kernel() -> None:
+def test_results_of_one_shape_with_a_common_operand_come_from_one_kernel() -> None:
     steps = [step("a", (10, 64), 1, 2), step("mm", (11, 64), 10, in_place=False), step("b", (12, 64), 2)]
     joined = join_side_by_side(steps)
     assert [item.name for item in joined] == ["a", "mm"]
@@ -77,6 +77,13 @@ def test_what_only_its_own_kernel_reads_is_never_stored() -> None:
     assert joined.made == ((11, 64),) and joined.read == (1,)
     (kept,) = join_side_by_side([inner, outer], frozenset({10}))
     assert kept.made == ((10, 64), (11, 64))
+
+
+def test_a_kernel_that_casts_stores_no_wide_result() -> None:
+    wide = Step("sum", ((10, 256),), (1,), True, True, 0, elements=64)
+    narrow = Step("cast", ((11, 128),), (10,), True, True, 0, elements=64)
+    (joined,) = join_side_by_side([wide, narrow])
+    assert joined.made == ((11, 128),) and joined.read == (1,)
 
 
 def test_loops_between_two_calls_are_one_function() -> None:
