@@ -26,11 +26,12 @@ from bench.device.training import BATCHES
 from bench.fake_cuda import Compiled, Lowered, compile_generated, fake_cuda, lower, numels
 from bench.kernel_bytes import count_kernels, kernel_sources
 from bench.models.large import LARGE
-from bench.peaks import OPTIONS, REFERENCE, trace_large
+from bench.peaks import REFERENCE, trace_large
 from bench.record import append_rows, environment, megabytes
 from bench.sass import Line, disassemble, load_width
 from bench.step_graphs import Joint, Partitioner, partition, plain
 from bench.traffic import SETTINGS
+from bench.widths import WIDTHS, options_of
 from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
@@ -111,7 +112,7 @@ def main() -> int:
 def measure(model: str, variant: str, joint: Joint) -> list[Row]:
     """A row per generated kernel, the longest first, before them that of all."""
     name = variant.removesuffix(UNSPLIT)
-    chosen: Partitioner = plain if name == REFERENCE else ActcompPartitioner(OPTIONS[name])
+    chosen: Partitioner = plain if name == REFERENCE else ActcompPartitioner(options_of(name))
     ours = SETTINGS if name == variant else inductor_settings(Options(disable_passes=("split_loops",)), on_gpu=True)
     pair, settings = partition(joint, chosen), {} if name == REFERENCE else ours
     rows: list[Row] = []
@@ -220,7 +221,7 @@ def _pipe(opcode: str) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet50", help=f"comma-separated, of {', '.join(LARGE)}")
-    known = ", ".join((REFERENCE, *OPTIONS))
+    known = ", ".join((REFERENCE, "exact", *WIDTHS))
     parser.add_argument(
         "--variants", default=f"plain;default{UNSPLIT};default", help=f"of {known}, each with or without '{UNSPLIT}'"
     )

@@ -11,11 +11,10 @@ the loss saves: logits, or, in chunks, gradients. What is computed again is a sh
 
 import argparse
 import functools
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -28,26 +27,14 @@ from bench.models.zoo import Case, LossOf
 from bench.peaks import predict, trace_large
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, partition, plain, saved_nbytes, trace_bf16
-from bench.traffic import INLINED
+from bench.widths import WIDTHS, options_of
 from fxcompress import costs
 from fxcompress.errors import BudgetError
-from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.ops import GRADIENT
 
 REFERENCE = "min-cut"
-VARIANTS = ("default", "4 bit", "2 bit")
-
-
-def options_of(variant: str) -> Options:
-    """What a variant's name says: `default` or `4 bit`, and a budget if a share follows."""
-    widths, *share = re.split(r" (?=[\d.]+%$)", variant)
-    options = Options(budget=share[0] if share else None, disable_passes=INLINED)
-    if widths == "default":
-        return options
-    bits = int(widths.removesuffix(" bit"))
-    return replace(options, bits=bits, operand_bits=bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +130,7 @@ def main() -> int:
     """Print one table per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
+    parser.add_argument("--variants", default=";".join(WIDTHS), help="separated by semicolons")
     parser.add_argument("--json", type=Path, help="append one JSON line per row to this file")
     arguments = parser.parse_args()
     for model in arguments.models.split(","):

@@ -25,9 +25,9 @@ from bench.fake_cuda import DEVICE, Lowered, fake_cuda, lower, retarget
 from bench.models.large import LARGE
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
-from bench.traffic import INLINED, SETTINGS
+from bench.traffic import SETTINGS
+from bench.widths import WIDTHS, options_of
 from fxcompress.compat.lowering import result_nbytes
-from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
@@ -36,12 +36,6 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.replay import Moment, replay
 
 REFERENCE = "plain"
-OPTIONS: Mapping[str, Options] = {
-    "default": Options(disable_passes=INLINED),
-    "4 bit": Options(bits=4, operand_bits=4, disable_passes=INLINED),
-    "2 bit": Options(bits=2, operand_bits=2, disable_passes=INLINED),
-    "exact": Options(lossy=False, disable_passes=INLINED),
-}
 _TOY_BATCH = 4
 BLOCK = 512
 """Bytes that the CUDA caching allocator rounds up to."""
@@ -114,7 +108,7 @@ def trace_large(name: str, batch: int, toy: bool) -> Joint:
 def measure(model: str, variant: str, batch: int, joint: Joint) -> Row:
     """Partition, lower and replay one variant."""
     start = time.perf_counter()
-    chosen: Partitioner = plain if variant == REFERENCE else ActcompPartitioner(OPTIONS[variant])
+    chosen: Partitioner = plain if variant == REFERENCE else ActcompPartitioner(options_of(variant))
     pair, count = partition(joint, chosen), joint.num_fwd_outputs
     saved, predicted = saved_nbytes(pair[0], count), predict(pair, count)
     forward, backward = replay_step(pair, count, {} if variant == REFERENCE else SETTINGS)
@@ -184,8 +178,8 @@ def _as_json(row: Row) -> dict[str, object]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(LARGE), help="comma-separated")
-    known = ",".join((REFERENCE, *OPTIONS))
-    parser.add_argument("--variants", default="plain,default,4 bit,2 bit", help=f"comma-separated, of {known}")
+    known = "comma-separated: plain, default, exact, 4 bit, a budget with any of ours (4 bit 25%%)"
+    parser.add_argument("--variants", default=",".join((REFERENCE, *WIDTHS)), help=known)
     parser.add_argument("--toy", action="store_true", help="small models of the same structure")
     parser.add_argument("--json", type=Path, help="append one JSON line per row to this file")
     return parser.parse_args()

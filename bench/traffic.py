@@ -1,6 +1,7 @@
 """Bytes that a training step moves and kernels that it launches on a CUDA device, counted without one.
 
-    python -m bench.traffic [--models gpt2,llama] [--bits 8,4,2] [--dtype bf16] [--json file] [--why] [--kernels]
+    python -m bench.traffic [--models gpt2,llama] [--bits 8,4,2] [--budgets 50%] [--dtype bf16] [--json file] [--why]
+        [--kernels]
 
 Each model is traced once on fake tensors; forward and backward are partitioned by plain Inductor and by actcomp under
 several options, lowered for an H200, and every generated kernel's bytes are summed (`bench.kernel_bytes` says what
@@ -101,7 +102,8 @@ def main() -> int:
     names = list(BLOCKS) if arguments.models == "all" else arguments.models.split(",")
     if unknown := [name for name in names if name not in BLOCKS]:
         raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(BLOCKS)}")
-    partitioners = variants([int(bits) for bits in arguments.bits.split(",")])
+    shares = arguments.budgets.split(",") if arguments.budgets else []
+    partitioners = variants([int(bits) for bits in arguments.bits.split(",")], shares)
     about = environment()
     console = wide_console()
     for name in names:
@@ -122,9 +124,9 @@ def main() -> int:
     return 0
 
 
-def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
+def variants(widths: Sequence[int], budgets: Sequence[str] = ()) -> dict[str, Partitioner]:
     """Partitioners by name: `plain`, `exact`, and per width b the defaults with bits=b and operands at b too; of the
-    latter also without kernels of ours, and without those that compute a chain next to encodes."""
+    latter also without kernels of ours, without those that compute a chain next to encodes, and under budgets."""
     options = {"exact": Options(lossy=False, disable_passes=INLINED)}
     for bits in widths:
         name = f"{bits} bit"
@@ -134,6 +136,7 @@ def variants(widths: Sequence[int]) -> dict[str, Partitioner]:
             options[name] = both
             options[f"{name}, ATen"] = replace(both, disable_passes=(*INLINED, "pick_lowering"))
         options[f"{name}, unfused"] = replace(both, disable_passes=(*INLINED, "fuse"))
+        options |= {f"{name}, {share}": replace(both, budget=share) for share in budgets}
     return {REFERENCE: plain, **{name: ActcompPartitioner(chosen) for name, chosen in options.items()}}
 
 
@@ -247,6 +250,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="all", help=f"comma-separated: {', '.join(BLOCKS)}")
     parser.add_argument("--bits", default="8,4,2", help="comma-separated widths for actcomp")
+    parser.add_argument("--budgets", help="comma-separated shares of plain's peak, for each width with operands too")
     parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="of parameters and activations")
     parser.add_argument("--why", action="store_true", help="print what makes the difference from plain Inductor")
     parser.add_argument("--kernels", action="store_true", help="list every kernel too")

@@ -6,7 +6,7 @@ more with a lower aim, then the next cuts, then those ranked for a limit lower b
 fits by the memory model is lowered, and its allocations are replayed (`replayed_peak`): that peak must fit as well.
 Finishing may also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is
 finished as well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest
-estimated peak and PyTorch's own are finished as low as they get: what they reach is what a `BudgetError` states.
+estimated peak and PyTorch's own two are finished as low as they get: what they reach is what a `BudgetError` states.
 """
 
 import sys
@@ -20,7 +20,7 @@ from fxcompress.errors import BudgetError, PlanError
 from fxcompress.limits import Budget, budget_bytes, kept
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
-from fxcompress.passes.estimate_cut import OWN, Cut
+from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine
 from fxcompress.pipeline import Result
@@ -96,14 +96,14 @@ class Ranking:
             self.taken, self.excess_bytes = last[0], self.limit_bytes
 
     def _lowest(self) -> list[int]:
-        """Cuts that may reach the lowest peak: by the estimates, and PyTorch's own, which runs without a budget."""
+        """Cuts that may reach the lowest peak: by the estimates, and PyTorch's own, which run without a budget."""
         assert self.cuts is not None
         ranked = self.cuts.ranked
         by_peak = sorted(range(len(ranked)), key=lambda place: ranked[place].lowest_peak_bytes)
-        own = next(place for place, cut in enumerate(ranked) if cut.name == OWN)
+        own = [place for place, cut in enumerate(ranked) if cut.name in (OWN, REBUILT)]
         # Where none was to fit, each was finished as low as it gets, the lowest first.
         done = 0 if ranked[0].fits else self.taken
-        return [place for place in dict.fromkeys((by_peak[0], own)) if place >= done]
+        return [place for place in dict.fromkeys((by_peak[0], *own)) if place >= done]
 
     def may_beat(self, result: Result | None) -> bool:
         """Whether a cut is left to try, and no finished plan costs less than it is estimated to."""

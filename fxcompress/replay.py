@@ -13,7 +13,8 @@ import torch
 _MADE = re.compile(r"(\w+) = empty_strided_\w+\((\(.*?\)), (\(.*?\)), torch\.(\w+)\)$")
 _RENAMED = re.compile(r"(\w+) = (?:reinterpret_tensor\()?([A-Za-z_]\w*)(?:\)|, .*|)(?:; *|$)")
 _CALLED = re.compile(r"(\w+) = (?:torch\.ops|aten|extern_kernels)\.")
-_PICKED = re.compile(r"(\w+) = (\w+)\[\d+\]$")
+_PICKED = re.compile(r"(\w+) = (\w+)(?:\[\d+\])?$")
+"""One of several results of a library's kernel, or its only one by another name."""
 _DELETED = re.compile(r"\bdel ([\w, ]+)")
 
 
@@ -49,7 +50,7 @@ def replay(
     lines, working = list(call_lines(source)), workspace_nbytes or {}
     picked: dict[str, list[str]] = {}
     for line in lines:
-        if pick := _PICKED.match(line):
+        if (pick := _PICKED.match(line)) and not result_nbytes.get(pick[2], 1):
             picked.setdefault(pick[2], []).append(pick[1])
     first = _Memory(lambda nbytes: -(-nbytes // block) * block, picked)
     first.start(given)

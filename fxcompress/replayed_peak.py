@@ -5,7 +5,7 @@ number. So the pair that is about to be taken is lowered as it will be, short of
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,11 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
     user = range(count)
     forward = lower_for_cpu(copy_graph(fw), given, patches, workspace, is_backward=False, user_outputs=user)
     results = outputs(fw)
+    made = [(name, node) for name, node in zip(forward.outputs, results, strict=True) if isinstance(node, fx.Node)]
+    # Inductor hands over what it copied an input to, where it laid it out anew.
+    copied = {node.name for name, node in made if name and node.op == "placeholder" and name != node.name}
     uncounted = [
-        name
-        for name, node in zip(forward.outputs, results, strict=True)
-        if name and isinstance(node, fx.Node) and storage_key(node) in before.uncounted
+        name for name, node in made if name and node.name not in copied and storage_key(node) in before.uncounted
     ]
     first = replay(
         forward.source, {}, forward.result_nbytes, uncounted=uncounted, workspace_nbytes=forward.workspace_nbytes
@@ -106,7 +107,7 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
     backward = lower_for_cpu(copy_graph(bw), inputs, patches, workspace, is_backward=True, donated=donated)
     then = replay(
         backward.source,
-        _given(bw, after),
+        _given(bw, after, copied),
         backward.result_nbytes,
         uncounted=[name for name in backward.outputs if name],
         workspace_nbytes=backward.workspace_nbytes,
@@ -140,11 +141,13 @@ def _laid_out(node: fx.Node, strides: Mapping[str, tuple[int, ...]]) -> torch.Te
     return val.as_strided(val.shape, stride)
 
 
-def _given(bw: fx.GraphModule, half: Half) -> Given:
-    """The saved tensors that are freed, as names of their storages with bytes."""
-    return {
-        node.name: (str(key), half.given[key])
-        for node in placeholders(bw)
-        for key, _ in buffers_of(node)
-        if key in half.given and key not in half.uncounted
-    }
+def _given(bw: fx.GraphModule, half: Half, copied: Set[str]) -> Given:
+    """The saved tensors that are freed, as names of their storages with bytes; `copied` are inputs of the forward."""
+    found: Given = {}
+    for node in placeholders(bw):
+        for key, nbytes in buffers_of(node):
+            if node.name in copied:
+                found[node.name] = (node.name, nbytes)
+            elif key in half.given and key not in half.uncounted:
+                found[node.name] = (str(key), half.given[key])
+    return found

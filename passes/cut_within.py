@@ -17,7 +17,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.estimate_cut import OWN, Cut, Estimate, Model, Sketch, make_model, saved_nbytes
+from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut, Estimate, Model, Sketch, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_attention
@@ -106,7 +106,7 @@ def cut_within(
     small = len(gm.graph.nodes) <= MOST_NODES
     count = WORK // len(gm.graph.nodes) if small else FEWEST
     search = _Search(model, limit, base_s, own, own, {frozenset(plain): own.cut}, count, {})
-    search.try_cut("PyTorch's, rebuilding more", torch_choice(rebuild_more=True))
+    search.try_cut(REBUILT, torch_choice(rebuild_more=True))
     once = compat.recompute_rules(gm.graph, info).fixed if small else frozenset()
     if small and not gm.graph.find_nodes(op="get_attr"):  # PyTorch times operators by their values; graphs have none
         for budget in MEMORY_BUDGETS:

@@ -31,6 +31,8 @@ from fxcompress.solve.slots import Option, curve_of
 
 OWN = "PyTorch's"
 """Name of its default cut."""
+REBUILT = "PyTorch's, rebuilding more"
+"""Name of the cut that is taken without a budget."""
 _RANDOM_PASSES = 8.0
 """Generating random numbers again takes as long as this many passes over memory."""
 

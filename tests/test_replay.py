@@ -36,6 +36,12 @@ def test_a_replay_follows_allocations_views_and_results_of_calls() -> None:
     assert max(moment.most_bytes for moment in moments) == 148
 
 
+def test_the_only_result_of_a_call_is_counted_by_its_second_name() -> None:
+    code = CODE.replace("buf3 = buf2[0]", "buf3 = buf2").replace("    buf4 = buf2[1]\n", "")
+    moments = replay(code, {}, {"buf2": 0, "buf3": 16})
+    assert [moment.nbytes for moment in moments] == [32, 32, 32, 48, 48, 48, 48, 16]
+
+
 @pytest.mark.slow
 def test_a_stated_peak_is_what_the_allocator_is_asked_for() -> None:
     torch.manual_seed(0)

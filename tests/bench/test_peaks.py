@@ -8,9 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton")
 
 from bench.fake_cuda import fake_cuda, lower
-from bench.peaks import BLOCK, OPTIONS, predict, replay_step, trace_large
+from bench.peaks import BLOCK, predict, replay_step, trace_large
 from bench.step_graphs import Pair, partition, plain, trace
 from bench.traffic import SETTINGS
+from bench.widths import options_of
 from fxcompress.compat import scheduling
 from fxcompress.compat.lowering import result_nbytes
 from fxcompress.partition import ActcompPartitioner
@@ -52,7 +53,7 @@ Counted = list[tuple[dict[str, int], int]]
 def toy() -> tuple[Pair, Pair, int]:
     """A ViT's graphs at default options, twice."""
     joint = trace_large("vit_base", 4, toy=True)
-    ours = ActcompPartitioner(OPTIONS["default"])
+    ours = ActcompPartitioner(options_of("default"))
     return partition(joint, ours), partition(joint, ours), joint.num_fwd_outputs
 
 
