@@ -4,6 +4,7 @@ Works on the memory model's steps (`liveness`), of which it returns new ones.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 Buffer = int
@@ -14,16 +15,18 @@ Buffer = int
 class Step:
     """One node that touches memory: buffers it makes, buffers it reads, and bytes it needs while it runs.
 
-    `generated`: Inductor writes its kernel. `in_place`: that kernel reads what it writes at the same place, so that a
-    result may take over an operand. `elements`: of each result, None where they differ.
+    Attributes:
+        generated: Inductor writes its kernel.
+        over: what a result may be written over: operands that are read where it is written.
+        elements: of each result of a kernel that may be joined with others; None where they differ.
     """
 
     name: str
     made: tuple[tuple[Buffer, int], ...]
     read: tuple[Buffer, ...]
-    in_place: bool
     generated: bool
     workspace_bytes: int
+    over: tuple[Buffer, ...]
     elements: int | None
 
 
@@ -37,38 +40,42 @@ def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset
     for i, step in enumerate(steps):
         for key, _ in step.made:
             place.setdefault(key, i)
-    joined: dict[int, Step] = dict(enumerate(steps))
+    joined: dict[int, list[Step]] = {i: [step] for i, step in enumerate(steps)}
     touching: defaultdict[Buffer, set[int]] = defaultdict(set)
     for j, step in enumerate(steps):
-        if not (step.in_place and step.made):
+        if step.elements is None or not step.made:
             continue
         ready = max((place.get(key, 0) for key in step.read), default=0)
         near = sorted({i for key in step.read for i in touching[key] if i >= ready})
-        host = next((i for i in near if step.elements is not None and steps[i].elements == step.elements), None)
+        host = next((i for i in near if steps[i].elements == step.elements), None)
         if host is not None:
-            other = joined[host]
-            read = tuple(sorted({*other.read, *step.read}))
-            joined[host] = replace(other, made=other.made + step.made, read=read)
+            joined[host] += joined.pop(j)
             place.update(dict.fromkeys((key for key, _ in step.made), host))
-            del joined[j]
         for key in (*step.read, *(key for key, _ in step.made)):
             touching[key].add(j if host is None else host)
-    return _without_inner([joined[i] for i in sorted(joined)], returned)
+    kernels = [joined[i] for i in sorted(joined)]
+    readers = Counter(key for parts in kernels for key in {key for part in parts for key in part.read})
+    return [_join(parts, readers, returned) for parts in kernels]
 
 
-def _without_inner(steps: list[Step], returned: frozenset[Buffer]) -> list[Step]:
-    """Steps without the results that nothing but the step itself reads."""
-    readers = Counter(key for step in steps for key in step.read)
-    kept = []
-    for step in steps:
-        own = set(step.read)
-        inner = {key for key, _ in step.made if readers[key] == 1 and key in own} - returned
-        if not inner:
-            kept.append(step)
-            continue
-        made = tuple(item for item in step.made if item[0] not in inner)
-        kept.append(replace(step, made=made, read=tuple(key for key in step.read if key not in inner)))
-    return kept
+def _join(parts: list[Step], readers: Mapping[Buffer, int], returned: frozenset[Buffer]) -> Step:
+    """One kernel, without the results that nothing but itself reads.
+
+    What is stored may be written over operands of its own expression, not over those of such an inner one: Inductor
+    decides it expression by expression.
+    """
+    made = [item for part in parts for item in part.made]
+    read = {key for part in parts for key in part.read}
+    inner = {key for key, _ in made if readers[key] == 1 and key in read} - returned
+    if len(parts) == 1 and not inner:
+        return parts[0]
+    over = {key for part in parts for key in part.over if any(result not in inner for result, _ in part.made)}
+    return replace(
+        parts[0],
+        made=tuple(item for item in made if item[0] not in inner),
+        read=tuple(sorted(read - inner)),
+        over=tuple(sorted(over - inner)),
+    )
 
 
 def join_in_a_row(steps: list[Step]) -> list[Step]:
@@ -81,7 +88,7 @@ def join_in_a_row(steps: list[Step]) -> list[Step]:
         before = joined[-1] if joined else None
         if before is not None and before.generated and step.generated:
             made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
-            joined[-1] = replace(before, made=made, read=read, in_place=before.in_place or step.in_place)
+            joined[-1] = replace(before, made=made, read=read, over=tuple(sorted({*before.over, *step.over})))
         else:
             joined.append(step)
     return joined

@@ -120,7 +120,7 @@ def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], mac
 
 def _codecs_beside(step: Step) -> Step:
     """A slot for the codecs that run next to it."""
-    return Step(step.name, (), (), in_place=False, generated=False, workspace_bytes=0, elements=None)
+    return Step(step.name, (), (), generated=False, workspace_bytes=0, over=(), elements=None)
 
 
 Spans = dict[Buffer, tuple[int, int]]

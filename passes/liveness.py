@@ -180,9 +180,10 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
             through[node] = traits.result_keys or reads
             workspace = workspace_nbytes(node, channels_last=machine.channels_last)
             generated = machine.fused and not traits.opaque and node not in sums
-            in_place = generated and not traits.scatters
-            count = _elements_of(node.meta.get("val"))
-            steps.append(Step(node.name, made, tuple(sorted(reads)), in_place, generated, workspace, count))
+            read = tuple(sorted(reads))
+            at_place = generated and not traits.scatters
+            count = _elements_of(node.meta.get("val")) if at_place else None
+            steps.append(Step(node.name, made, read, generated, workspace, read if at_place else (), count))
     if not machine.fused:
         return steps
     joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key in phase.traits(node).keys))
@@ -243,7 +244,7 @@ def simulate(
     for i, step in enumerate(steps):
         dying = [key for key in step.read if last[key] == i and key in live and key not in kept]
         made = [(key, size) for key, size in step.made if key not in uncounted and key not in live]
-        reusable = {live[key] for key in dying} if step.in_place else set()
+        reusable = {live[key] for key in dying if key in step.over}
         fresh = sum(size for _, size in made)
         reused = next((size for _, size in made if size in reusable), 0)
         curve.append((step.name, total + fresh - reused + step.workspace_bytes))

@@ -70,9 +70,9 @@ def _lives(gm: fx.GraphModule, half: Half, offset: int) -> Lives:
     for i, step in enumerate(half.steps, offset):
         made = [(key, size) for key, size in step.made if key not in half.uncounted and key not in lives]
         dying = {
-            lives[key].nbytes: key for key in step.read if key in lives and last[key] == i and key not in half.kept
+            lives[key].nbytes: key for key in step.over if key in lives and last[key] == i and key not in half.kept
         }
-        taken = next((dying[size] for _, size in made if size in dying), None) if step.in_place else None
+        taken = next((dying[size] for _, size in made if size in dying), None)
         if taken is not None:
             # A result takes over the memory of an operand of its size.
             lives[taken] = replace(lives[taken], last=i - 1)

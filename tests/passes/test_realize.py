@@ -52,12 +52,17 @@ def test_random_numbers_are_stored_where_their_mask_is_packed() -> None:
     assert randoms_stored(packs=False) == 0
 
 
-def step(name: str, made: tuple[int, int], *read: int, in_place: bool = True) -> Step:
-    return Step(name, (made,), read, in_place, in_place, 0, elements=made[1])
+def step(name: str, made: tuple[int, int], *read: int) -> Step:
+    return Step(name, (made,), read, True, 0, over=read, elements=made[1])
+
+
+def call(name: str, made: tuple[int, int], *read: int) -> Step:
+    """A library's kernel."""
+    return Step(name, (made,), read, False, 0, over=(), elements=None)
 
 
 def test_results_of_one_shape_with_a_common_operand_come_from_one_kernel() -> None:
-    steps = [step("a", (10, 64), 1, 2), step("mm", (11, 64), 10, in_place=False), step("b", (12, 64), 2)]
+    steps = [step("a", (10, 64), 1, 2), call("mm", (11, 64), 10), step("b", (12, 64), 2)]
     joined = join_side_by_side(steps)
     assert [item.name for item in joined] == ["a", "mm"]
     assert joined[0].made == ((10, 64), (12, 64)) and joined[0].read == (1, 2)
@@ -66,7 +71,7 @@ def test_results_of_one_shape_with_a_common_operand_come_from_one_kernel() -> No
 def test_nothing_is_joined_without_common_operands_in_other_sizes_or_before_its_operands() -> None:
     apart = [step("a", (10, 64), 1), step("b", (11, 64), 2)]
     sizes = [step("a", (10, 64), 1), step("b", (11, 32), 1)]
-    later = [step("a", (10, 64), 1), step("mm", (11, 64), 1, in_place=False), step("b", (12, 64), 1, 11)]
+    later = [step("a", (10, 64), 1), call("mm", (11, 64), 1), step("b", (12, 64), 1, 11)]
     for steps in (apart, sizes, later):
         assert join_side_by_side(steps) == steps
 
@@ -80,16 +85,17 @@ def test_what_only_its_own_kernel_reads_is_never_stored() -> None:
 
 
 def test_a_kernel_that_casts_stores_no_wide_result() -> None:
-    wide = Step("sum", ((10, 256),), (1,), True, True, 0, elements=64)
-    narrow = Step("cast", ((11, 128),), (10,), True, True, 0, elements=64)
+    wide = Step("sum", ((10, 256),), (1,), True, 0, over=(1,), elements=64)
+    narrow = Step("cast", ((11, 128),), (2, 10), True, 0, over=(2, 10), elements=64)
     (joined,) = join_side_by_side([wide, narrow])
-    assert joined.made == ((11, 128),) and joined.read == (1,)
+    assert joined.made == ((11, 128),) and joined.read == (1, 2)
+    assert joined.over == (2,), "what only the wide result is computed from is not written over"
 
 
 def test_loops_between_two_calls_are_one_function() -> None:
     first, second = step("a", (10, 64), 1), step("b", (11, 32), 10)
-    call, third = step("mm", (12, 64), 11, in_place=False), step("c", (13, 64), 12)
-    joined = join_in_a_row([first, second, call, third])
+    library, third = call("mm", (12, 64), 11), step("c", (13, 64), 12)
+    joined = join_in_a_row([first, second, library, third])
     assert [item.name for item in joined] == ["a", "mm", "c"]
     assert joined[0].made == ((10, 64), (11, 32)) and joined[0].read == (1, 10)
 
@@ -100,7 +106,7 @@ def test_two_functions_of_one_tensor_stand_side_by_side() -> None:
 
     pair = capture(function, [torch.randn(16, 16, requires_grad=True) for _ in range(2)])
     steps = find_steps(phase_of(pair.fw), Machine(fused=True))
-    assert any(len(step.made) == 2 and step.in_place for step in steps)
+    assert any(len(step.made) == 2 and step.over for step in steps)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
