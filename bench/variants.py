@@ -116,7 +116,15 @@ def inductor_variants() -> tuple[Variant, ...]:
         ),
         # Inductor's own limits to what it computes where it is read, which ours widen on a GPU.
         Variant(
-            "actcomp-limits", "actcomp", {"inductor": {"realize_opcount_threshold": 30, "realize_reads_threshold": 4}}
+            "actcomp-limits",
+            "actcomp",
+            {
+                "inductor": {
+                    "realize_opcount_threshold": 30,
+                    "realize_reads_threshold": 4,
+                    "realize_acc_reads_threshold": 8,
+                }
+            },
         ),
     )
 

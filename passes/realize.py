@@ -18,13 +18,19 @@ from fxcompress.passes.ops import is_random, is_view
 from fxcompress.passes.phases import Phase
 from fxcompress.passes.traits import Traits
 
-FOR_GPU: Mapping[str, int] = MappingProxyType({"realize_opcount_threshold": 64, "realize_reads_threshold": 5})
-"""Settings of Inductor's for graphs on a GPU; its own are 30 operations, and 4 reads of what is read twice.
+FOR_GPU: Mapping[str, int] = MappingProxyType(
+    {"realize_opcount_threshold": 64, "realize_reads_threshold": 5, "realize_acc_reads_threshold": 12}
+)
+"""Settings of Inductor's for graphs on a GPU; its own are 30 operations, 8 reads, and 4 of what is read twice.
 
 A decode brings some 20 operations and one read more than the tensor it stands for. At Inductor's own line, a batch
-norm's derivative with its decoded argument is written in fp32 and read back (`python -m bench.traffic`, decision 14).
+norm's derivative with its decoded argument is written in fp32 and read back (`python -m bench.traffic`, decision 14),
+or computed in two expressions of one kernel, of which the second is written over no operand of the first.
 """
-_MOST_READS_IF_REUSED = 4
+_ON_CPU: Mapping[str, int] = MappingProxyType(
+    {"realize_opcount_threshold": 50, "realize_reads_threshold": 4, "realize_acc_reads_threshold": 12}
+)
+"""Inductor's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,11 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
         # Drawn once; a loop of other sizes, such as one that packs a mask, reads the numbers from memory.
         return _is_read_in_other_sizes(node, val.numel(), phase)
     on_cpu = devices.is_on_cpu(val)
-    most_operations, most_reads = (50, 12) if on_cpu else (FOR_GPU["realize_opcount_threshold"], 8)
-    most_if_reused = _MOST_READS_IF_REUSED if on_cpu else FOR_GPU["realize_reads_threshold"]
-    if expression.operations > most_operations or reads > most_reads:
+    most = _ON_CPU if on_cpu else FOR_GPU
+    if expression.operations > most["realize_opcount_threshold"] or reads > most["realize_acc_reads_threshold"]:
         return True
-    return len(phase.users(node)) > 1 and (reads > most_if_reused or (on_cpu and expression.heavy))
+    heavy = on_cpu and expression.heavy
+    return len(phase.users(node)) > 1 and (reads > most["realize_reads_threshold"] or heavy)
 
 
 def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
