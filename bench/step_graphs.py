@@ -100,7 +100,7 @@ class _Positional(nn.Module):
 
 
 def partition(joint: Joint, partitioner: Partitioner) -> Pair:
-    """Forward and backward graph; `joint` may be partitioned again."""
+    """Forward and backward graph, planned as for an H200; `joint` may be partitioned again."""
     with gpu_layouts():
         return partitioner(copy_graph(joint.gm), joint.inputs, **joint.arguments)
 
