@@ -16,7 +16,7 @@ from fxcompress.batch import Batches, batch_maker
 from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from fxcompress.errors import BudgetError, FxcompressError, OptionError, nearest
 from fxcompress.footprint import STATES, Footprint, GraphNeed, footprint_of, need_of, stacked_peak
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.solve.largest import Tested, find_largest
 from fxcompress.trace import materialize
 from fxcompress.watch import interpreting, partitioner_for, run_once
@@ -105,7 +105,7 @@ def max_batch(
     memory_bytes: int,
     *,
     inputs: Sequence[str] = (),
-    options: Options | None = None,
+    options: GivenOptions = None,
     optimizer: str = "adamw",
     variants: Sequence[str] = VARIANTS,
     most: int = MOST,
@@ -128,7 +128,7 @@ def max_batch(
         FxcompressError: the model cannot be traced on fake tensors, or saves nothing for backward.
     """
     _check(optimizer, variants)
-    options = replace(options or Options(), save_plan=None)
+    options = replace(as_options(options), save_plan=None)
     try:
         with FakeTensorMode() as mode:
             module, args, kwargs = materialize(module_factory, (), mode)
