@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence, Set
 import torch
 from torch import fx
 
+from fxcompress.compat.tracing import stated_number
 from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
 from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_view, op_name
 
@@ -48,7 +49,9 @@ def find_masked(fw: fx.GraphModule, learned: Set[fx.Node] = frozenset()) -> set[
     given = _given(fw, learned)
     scores = _scores(fw, _is_normalized) | (_scores(fw, _is_squashed) - _spread(fw))
     for node in fw.graph.nodes:
-        signs = _of_constant(fw, node) if node.op == "get_attr" else kept(node, held) | _made(node, given)
+        signs = kept(node, held) | _made(node, given)
+        if node.op == "get_attr":
+            signs = sign_of(stated_number(getattr(fw, str(node.target), None)))
         masks = _added(node, given) if node in scores else []
         signs |= LOW if masks else NONE
         held.update(dict.fromkeys(_behind(masks, given), LOW))
@@ -64,15 +67,6 @@ def learned_inputs(inputs: Sequence[fx.Node], gradients: Sequence[object]) -> se
     if len(inputs) != len(gradients):
         return set()
     return {node for node, gradient in zip(inputs, gradients, strict=True) if isinstance(gradient, fx.Node)}
-
-
-def _of_constant(fw: fx.GraphModule, node: fx.Node) -> int:
-    """Extremes of a tensor that the program states, such as `torch.tensor(-1e9)`."""
-    value = getattr(fw, str(node.target), None)
-    # Subclasses, such as fake tensors, may have no value.
-    if type(value) is torch.Tensor and value.numel() == 1 and value.device.type == "cpu":
-        return sign_of(value.item())
-    return NONE
 
 
 def _made(node: fx.Node, given: Set[fx.Node]) -> int:

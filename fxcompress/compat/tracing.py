@@ -43,6 +43,15 @@ def is_stored(node: fx.Node) -> bool:
     return bool(node.meta.get(_STORED))
 
 
+def stated_number(value: object) -> complex | None:
+    """The number in a real tensor of one element on the CPU, as programs state them, even under a fake tensor mode;
+    None for anything else."""
+    if type(value) is not torch.Tensor or value.device.type != "cpu" or value.numel() != 1:
+        return None
+    with unset_fake_temporarily():
+        return value.item()
+
+
 def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
     """A fake tensor of static sizes like `val`, in another meta storage; no operator runs, which would cost ten times
     as much. `FakeTensor(mode, meta tensor, device)`: run in 2.11 and 2.13."""

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxcompress import pipeline
 from fxcompress.options import Options
@@ -205,3 +206,9 @@ def test_attention_without_a_mask_has_none() -> None:
     heads = [torch.randn(1, 2, 8, 8, requires_grad=True) for _ in range(3)]
     pair = capture(lambda *h: F.scaled_dot_product_attention(*(t * 2 for t in h), is_causal=True), heads, "default")
     assert not {op_name(node) for node in find_masked(pair.fw)} & {"mul"}
+
+
+def test_numbers_that_the_program_states_are_read_under_fake_tensors_too() -> None:
+    pair = capture(lambda x: torch.where(hidden(), torch.tensor(-1e9), x.sin() * 3).amax(1), (scores(),), "default")
+    with FakeTensorMode():
+        assert "where" in found(pair)
