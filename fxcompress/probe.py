@@ -48,7 +48,7 @@ def show(bw: fx.GraphModule, seen: Callable[[fx.GraphModule, Sequence[Any]], obj
     copy.output(copy.graph_copy(bw.graph, {}))
     plain = fx.GraphModule(bw, copy)
     # Compiled autograd, and a compiled function that calls backward(), would have Dynamo trace what measures.
-    look = torch.compiler.disable(seen)
+    look = torch.compiler.disable(seen)  # type: ignore[no-untyped-call]
 
     def call(*values: Any) -> Any:
         look(plain, values)
