@@ -19,7 +19,8 @@ from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_v
 
 _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
-    "index_put index_add index_fill scatter scatter_add scatter_reduce constant_pad_nd triu tril roll cumsum".split()
+    "index_put index_add index_fill scatter scatter_add scatter_reduce constant_pad_nd triu tril roll rev cumsum sort "
+    "topk".split()
 )
 _CONSTANT = frozenset("full full_like zeros zeros_like ones ones_like arange iota scalar_tensor eye".split())
 _ADDS = frozenset(

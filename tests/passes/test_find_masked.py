@@ -124,6 +124,7 @@ PUT = {
     "logarithm": lambda x, m: x + (m == 0).float().log(),
     "scaled after": lambda x, m: (x + m) * 0.5,
     "subtracted": lambda x, m: x - -m,
+    "sorted after": lambda x, m: (x + m).sort(1)[0],
     "clamped": lambda x, m: x + m.clamp(max=0.0),
     "beside constants": lambda x, m: x + torch.cat([m[:, :4], torch.zeros(8, 4)], 1),
     "in the place of": lambda x, m: torch.where(m == 0, x, m),
