@@ -54,9 +54,11 @@ def _exponentiated(
     bw: fx.GraphModule, running: set[fx.Node], sources: set[fx.Node], gradients: set[fx.Node]
 ) -> dict[str, str]:
     """Sources behind the exponentials of running sums in the backward; some are `running` sums already."""
+    found: dict[str, str] = {}
+    if not running and not any(op_name(node) == "cumsum" for node in bw.graph.nodes):
+        return found
     behind = {node: frozenset((node.name,)) for node in sources}
     summed = set(running)
-    found: dict[str, str] = {}
     for node in bw.graph.nodes:
         inputs = node.all_input_nodes
         reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in inputs))

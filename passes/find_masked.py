@@ -153,9 +153,11 @@ def _added(node: fx.Node, given: Set[fx.Node]) -> list[fx.Node]:
 
 def _behind(masks: list[fx.Node], given: Set[fx.Node]) -> list[fx.Node]:
     """Masks, and what they have their extremes of."""
-    found = list(masks)
+    found, seen = list(masks), set(masks)
     for node in found:
-        found += [arg for arg in carried(node) if arg in given and arg not in found]
+        new = [arg for arg in carried(node) if arg in given and arg not in seen]
+        found += new
+        seen.update(new)
     return found
 
 
