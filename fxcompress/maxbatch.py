@@ -13,7 +13,8 @@ from torch import nn
 
 from fxcompress import ledger
 from fxcompress.batch import Batches, batch_maker
-from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException
+from fxcompress.compat.tracing import fake_mode
 from fxcompress.errors import BudgetError, FxcompressError, OptionError, nearest
 from fxcompress.footprint import STATES, Footprint, GraphNeed, footprint_of, need_of, stacked_peak
 from fxcompress.options import GivenOptions, Options, as_options
@@ -130,7 +131,7 @@ def max_batch(
     _check(optimizer, variants)
     options = replace(as_options(options), save_plan=None)
     try:
-        with FakeTensorMode() as mode:
+        with fake_mode() as mode:
             module, args, kwargs = materialize(module_factory, (), mode)
             batches = batch_maker(inputs, args, kwargs, mode)
             prober = _Prober(module, batches, options, optimizer, memory_bytes)

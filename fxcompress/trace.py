@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from fxcompress import compat, ledger
 from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from fxcompress.compat.tracing import fake_mode
 from fxcompress.errors import BudgetError, FxcompressError
 from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.plan import GraphPlan, Plan
@@ -64,7 +65,7 @@ def explain(
 def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["InputSpec"], use: Callable[[Case], T]) -> T:
     """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
     try:
-        with FakeTensorMode() as mode:
+        with fake_mode() as mode:
             return use(materialize_callable(module_factory, inputs, mode))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)
