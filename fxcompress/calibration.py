@@ -27,7 +27,7 @@ from fxcompress.errors import FxcompressError, OptionError, UnsupportedGraphErro
 from fxcompress.joint_errors import joined
 from fxcompress.limits import widest
 from fxcompress.next_cut import NextCut, next_cut
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.fit_error import admitted
 from fxcompress.passes.rewrite import decoding_nodes
@@ -157,7 +157,7 @@ def calibrating_backend(calibrator: Calibrator) -> Callable[..., Any]:
 
 
 def calibrate(
-    model: nn.Module, run: Run, path: str | os.PathLike[str] | None = None, *, options: Options
+    model: nn.Module, run: Run, path: str | os.PathLike[str] | None = None, *, options: GivenOptions
 ) -> ErrorTable:
     """Calibrate in one step of `model`, whose parameters, gradients, buffers and random state stay as they are.
 
@@ -173,6 +173,7 @@ def calibrate(
         BudgetError: no plan found keeps the budget.
         FxcompressError: nothing could be calibrated; says why.
     """
+    options = as_options(options)
     if options.max_error is None:
         raise OptionError("option 'max_error' is missing: what is calibrated is the plan that it leads to")
     graphs: dict[str, GraphErrors] = {}

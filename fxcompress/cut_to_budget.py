@@ -183,9 +183,7 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
         finished: Result | None = None
         try:
             finished = _finished(pair, rewriting, chooser)
-            kept(finished.plan.fits, finished.plan.peak_after, chooser.options)
-            result = _replayed(finished, chooser)
-            kept(result.plan.fits, result.plan.peak_after, chooser.options)
+            result = _kept(_replayed(_kept(finished, chooser), chooser), chooser)
         except (BudgetError, PlanError) as error:
             failures.append(_Failure(error, finished))
             chooser.next(error)
@@ -240,7 +238,11 @@ def _lowest(failures: list[_Failure], chooser: Ranking) -> Result:
     failure = min(failures, key=_Failure.height)
     if failure.finished is None:
         raise failure.error
-    result = _replayed(failure.finished, chooser)
+    return _kept(_replayed(failure.finished, chooser), chooser)
+
+
+def _kept(result: Result, chooser: Ranking) -> Result:
+    """The result, whose lowest peak found is not above its own; raises `BudgetError` where that is above the limit."""
     fits = kept(result.plan.fits, result.plan.peak_after, chooser.options)
     return replace(result, plan=replace(result.plan, fits=fits))
 

@@ -33,11 +33,16 @@ class FirstCall:
         self._used = 0
         """How many of these errors led to what runs."""
         self._waiting = True
+        self._repeated = False
+        """Whether it has run outside a backward, so that a backward may compute again what ran then."""
         self._calibrate()
 
     def __call__(self, *args: Any) -> Any:
-        # What a backward computes again, as checkpoints do, must save what the forward saved.
-        if self._waiting and len(self._errors) > self._used and not in_backward():
+        # What a backward computes again, as checkpoints do, must save what the forward saved. Reentrant ones save
+        # nothing there: what they compile for gradients runs in backwards only.
+        again = in_backward()
+        self._repeated |= not again
+        if self._waiting and len(self._errors) > self._used and not (again and self._repeated):
             with self._scene.restored():
                 self._calibrate() if has_more_cuts(self._options) else self._finish()
             if not self._waiting:

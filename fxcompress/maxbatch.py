@@ -13,10 +13,11 @@ from torch import nn
 
 from fxcompress import ledger
 from fxcompress.batch import Batches, batch_maker
-from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException
+from fxcompress.compat.tracing import fake_mode
 from fxcompress.errors import BudgetError, FxcompressError, OptionError, nearest
 from fxcompress.footprint import STATES, Footprint, GraphNeed, footprint_of, need_of, stacked_peak
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.solve.largest import Tested, find_largest
 from fxcompress.trace import materialize
 from fxcompress.watch import interpreting, partitioner_for, run_once
@@ -105,7 +106,7 @@ def max_batch(
     memory_bytes: int,
     *,
     inputs: Sequence[str] = (),
-    options: Options | None = None,
+    options: GivenOptions = None,
     optimizer: str = "adamw",
     variants: Sequence[str] = VARIANTS,
     most: int = MOST,
@@ -128,9 +129,9 @@ def max_batch(
         FxcompressError: the model cannot be traced on fake tensors, or saves nothing for backward.
     """
     _check(optimizer, variants)
-    options = replace(options or Options(), save_plan=None)
+    options = replace(as_options(options), save_plan=None)
     try:
-        with FakeTensorMode() as mode:
+        with fake_mode() as mode:
             module, args, kwargs = materialize(module_factory, (), mode)
             batches = batch_maker(inputs, args, kwargs, mode)
             prober = _Prober(module, batches, options, optimizer, memory_bytes)

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from fxcompress import presets
 from fxcompress.errors import OptionError, nearest
@@ -119,6 +119,10 @@ class Options:
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
+GivenOptions: TypeAlias = "Options | Mapping[str, object] | None"
+"""What the doors take: options, a mapping of them as `torch.compile(options=…)` has, or None for the defaults."""
+
+
 def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | None = None) -> Options:
     """Build options from explicit values over environment variables over the TOML file.
 
@@ -141,6 +145,19 @@ def from_mapping(mapping: Mapping[str, object] | None = None, *, mode: str | Non
             rule = _rule(key, origin)
             values[key] = _parsed(key, rule, value, f"{origin} {key!r}")
     return Options(**values)  # type: ignore[arg-type]
+
+
+def as_options(given: GivenOptions) -> Options:
+    """Options as every door takes them: made already, or as `from_mapping` does.
+
+    Raises:
+        OptionError: as `from_mapping`; or `given` is neither options nor a mapping.
+    """
+    if isinstance(given, Options):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise OptionError(f"options: found {given!r}, allowed: a mapping as {{'bits': 2}}, or Options(bits=2)")
+    return from_mapping(given)
 
 
 @functools.lru_cache

@@ -19,7 +19,7 @@ from torch import fx
 from fxcompress import compat, ledger, plan_io
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import UnsupportedGraphError
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.plan import Plan
 from fxcompress.rewrite_joint import Request, rewritten_pair
 
@@ -80,12 +80,12 @@ class ActcompPartitioner(compat.partitioner_base()):  # type: ignore[misc]
         return result.fw, result.bw
 
 
-def partition_fn(options: Options | None = None) -> PartitionFn:
+def partition_fn(options: GivenOptions = None) -> PartitionFn:
     """Our partitioner for `aot_autograd(partition_fn=…)`, `aot_module_simplified` or any stack with that contract.
 
     New nodes are plain ATen, not decomposed further.
     """
-    return ActcompPartitioner(options or Options(inner="aot_eager"), decompose=False)
+    return ActcompPartitioner(as_options({"inner": "aot_eager"} if options is None else options), decompose=False)
 
 
 def digest(options: Options, plan: Plan | None, errors: ErrorTable | None = None) -> str:

@@ -10,7 +10,7 @@ Each step is one pass of `fxcompress.passes`; the log says how long each took.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -125,7 +125,9 @@ def run(
     machine = Machine(fused, bool(channels_last))
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
-    prepared = clock.run("prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, stored))
+    prepared = clock.run(
+        "prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)
+    )
     if fused and "store_sums" not in options.disable_passes:
         clock.run("store_sums", lambda: store_sums(bw))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count)) if prepared.edited else first
@@ -226,18 +228,20 @@ def _prepare(
     count: int,
     parameters: Sequence[str],
     found: Findings,
+    channels_last: Set[str],
     stored: GraphPlan | None,
 ) -> _Prepared:
     """Exact rewrites that come before choosing."""
     sizes = len(fw.graph.nodes), len(bw.graph.nodes)
     rebuilt = "rebuild_weights" not in options.disable_passes and rebuild_weights(fw, bw, set(parameters), count)
     rules = find_rules(found.storages, options)
-    lossy = _lossy_names(found.saved, rules, stored)
+    unfit = _unfit(found, options, channels_last)
+    lossy = _lossy_names(found.saved, rules, unfit, stored)
     zero_keeping = {tensor.name for tensor in found.saved if keeps_zeros(rules[tensor.storage].options)}
     answering = lossy & _zero_exact(found.saved) & zero_keeping
     done = save_predicates(fw, bw, lossy, answering, count)
     same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
-    return _Prepared(dict(done.exact_only), bool(rebuilt or done.masks or done.dropped) or not same)
+    return _Prepared({**unfit, **dict(done.exact_only)}, bool(rebuilt or done.masks or done.dropped) or not same)
 
 
 def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:
@@ -254,10 +258,24 @@ def decided(plan: Plan | None, options: Options) -> Options:
     return replace(options, plan=None, **made) if made else options  # type: ignore[arg-type]
 
 
-def _lossy_names(saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], stored: GraphPlan | None) -> set[str]:
+def _unfit(found: Findings, options: Options, channels_last: Set[str]) -> dict[str, str]:
+    """What the options would leave alone, with why, even if nothing in the backward forbade lossy codes.
+
+    No predicate of it need be saved: it answers for itself.
+    """
+    trial = choose(
+        found.saved, found.storages, found.values, replace(options, limit=None), {}, channels_last=channels_last
+    )
+    return {d.tensor.name: d.reason for d in trial.decisions if d.codec == KEEP and not d.tensor.refusal}
+
+
+def _lossy_names(
+    saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], unfit: Mapping[str, str], stored: GraphPlan | None
+) -> set[str]:
     finite = {t.name for t in saved if t.values and not t.values.startswith("≥")}
     allowed = {t.name for t in saved if rules[t.storage].options.lossy and not rules[t.storage].keep}
-    names = {t.name for t in saved if lossy_need(t.need) and not t.refusal and t.name not in finite} & allowed
+    lossy = {t.name for t in saved if lossy_need(t.need) and not t.refusal}
+    names = (lossy & allowed) - finite - unfit.keys()
     exact = {"valueset", KEEP, SHARED}
     return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
 

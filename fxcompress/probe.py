@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxcompress import codecs, compat
@@ -46,9 +47,11 @@ def show(bw: fx.GraphModule, seen: Callable[[fx.GraphModule, Sequence[Any]], obj
     copy = fx.Graph()
     copy.output(copy.graph_copy(bw.graph, {}))
     plain = fx.GraphModule(bw, copy)
+    # Compiled autograd, and a compiled function that calls backward(), would have Dynamo trace what measures.
+    look = torch.compiler.disable(seen)  # type: ignore[no-untyped-call]
 
     def call(*values: Any) -> Any:
-        seen(plain, values)
+        look(plain, values)
         return values[-1]
 
     with bw.graph.inserting_after(inputs[-1]):

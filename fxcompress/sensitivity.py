@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxcompress import analytic, codecs, ledger, plan_io
 from fxcompress.codecs.base import payload_nbytes
 from fxcompress.errors import OptionError, UnsupportedGraphError
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.passes.choose import strictest
 from fxcompress.plan import Decision, GraphPlan, Plan
 from fxcompress.probe import coefficients, probing_backend
@@ -114,7 +114,7 @@ def calibrate(
     path: str | os.PathLike[str],
     *,
     average_bits: float = 4.0,
-    options: Options | None = None,
+    options: GivenOptions = None,
     draws: int = 2,
     scorer: Scorer = "solo",
 ) -> Calibration:
@@ -134,7 +134,7 @@ def calibrate(
         OptionError: the average cannot be reached.
         UnsupportedGraphError: a tensor has symbolic sizes.
     """
-    options = options or Options(**GACT)  # type: ignore[arg-type]
+    options = as_options(GACT if options is None else options)
     plans: list[GraphPlan] = []
     step_quietly(model, run, planning_backend(options, plans))
     found: dict[int, list[tuple[Decision, float]]] = {}

@@ -17,7 +17,7 @@ from fxcompress.facts import CALLER_HELD
 from fxcompress.footprint import GraphNeed, need_of, stacked_peak
 from fxcompress.inputs import InputSpec
 from fxcompress.list_graph import list_graph
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.passes.choose import SHARED
 from fxcompress.passes.fit_budget import VARIANCE
 from fxcompress.passes.record_memory import record_memory
@@ -52,7 +52,7 @@ class _Step:
 def survey(
     module_factory: Callable[[], object],
     inputs: Sequence[InputSpec] = (),
-    options: Options | None = None,
+    options: GivenOptions = None,
     *,
     target: str = "",
     sweep: bool = True,
@@ -70,7 +70,7 @@ def survey(
         FxcompressError: the model saves nothing for backward.
         BudgetError: the options' own budget cannot be kept.
     """
-    given = replace(options or Options(), save_plan=None)
+    given = replace(as_options(options), save_plan=None)
 
     def look(case: Case) -> Survey:
         progress("PyTorch's own cut")

@@ -15,8 +15,9 @@ from torch import fx, nn
 
 from fxcompress import compat, ledger
 from fxcompress.compat import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from fxcompress.compat.tracing import fake_mode
 from fxcompress.errors import BudgetError, FxcompressError
-from fxcompress.options import Options
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.plan import GraphPlan, Plan
 from fxcompress.shared_budget import needs_of, share_budget, sharing
 from fxcompress.watch import Partitioner, interpreting, partitioner_for, run_once
@@ -30,7 +31,7 @@ Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def explain(
-    module_factory: Callable[[], object], inputs: Sequence["InputSpec"] = (), options: Options | None = None
+    module_factory: Callable[[], object], inputs: Sequence["InputSpec"] = (), options: GivenOptions = None
 ) -> Plan:
     """Plan what a model saves for backward.
 
@@ -38,15 +39,16 @@ def explain(
         module_factory: returns a module, or `(module, args)`, or `(module, args, kwargs)`. It is called under a fake
             tensor mode, so that a model of any size takes no memory.
         inputs: sample inputs; needed if the factory returns only a module.
-        options: as for the backend.
+        options: as for the backend, or `Options`.
 
     Where the model becomes several graphs, a budget is shared between them (`shared_budget`).
 
     Raises:
+        OptionError: an option is unknown or wrong.
         FxcompressError: the model saves nothing for backward.
         BudgetError: nothing found keeps the budget.
     """
-    chosen = dataclasses.replace(options or Options(), save_plan=None)
+    chosen = dataclasses.replace(as_options(options), save_plan=None)
 
     def capture(case: Case) -> list[GraphPlan]:
         return _plans_of(case, chosen)
@@ -63,7 +65,7 @@ def explain(
 def on_fake_tensors(module_factory: Callable[[], object], inputs: Sequence["InputSpec"], use: Callable[[Case], T]) -> T:
     """What `use` returns for the model on fake tensors; on real ones, with a warning, if it reads values."""
     try:
-        with FakeTensorMode() as mode:
+        with fake_mode() as mode:
             return use(materialize_callable(module_factory, inputs, mode))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         log.warning("the model reads values while it is built or run (%s): it is run on real tensors instead", error)

@@ -15,8 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxcompress.inputs import InputSpec
-from fxcompress.ledger import reports
-from fxcompress.options import Options
+from fxcompress.ledger import reports, unchanged
+from fxcompress.options import GivenOptions, Options, as_options
 from fxcompress.passes.choose import SHARED
 from fxcompress.plan import KEEP, GraphPlan
 from fxcompress.seeded_step import loss_of, outputs_of, seeded
@@ -83,12 +83,13 @@ class _Step:
     buffers: Tensors
     gradients: Tensors
     graphs: tuple[GraphPlan, ...]
+    unchanged: tuple[str, ...]
 
 
 def verify(
     model_factory: Callable[[], object],
     inputs: Sequence[InputSpec] = (),
-    options: Options | None = None,
+    options: GivenOptions = None,
     *,
     bisect: bool = False,
     max_error: float | None = None,
@@ -105,7 +106,7 @@ def verify(
             or 0.1.
         per_tensor: measure every tensor alone, too: a backward pass each.
     """
-    options = options or Options()
+    options = as_options(options)
     if max_error is None:
         max_error = 0.1 if options.max_error is None else TOLERANCE * options.max_error
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +144,7 @@ def _step(
     model_factory: Callable[[], object], inputs: Sequence[InputSpec], options: Options, *, compress: bool
 ) -> _Step:
     with seeded(model_factory, inputs, options) as (module, args, kwargs):
-        first = len(reports())
+        first, as_they_are = len(reports()), len(unchanged())
         outputs = outputs_of(_compiled(module, options, compress=compress)(*args, **kwargs))
         loss = loss_of(outputs, options.seed)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -153,6 +154,7 @@ def _step(
             buffers=dict(module.named_buffers()),
             gradients={**_gradients(module), **_input_gradients(args, kwargs)},
             graphs=tuple(reports()[first:]),
+            unchanged=tuple(unchanged()[as_they_are:]),
         )
 
 
@@ -188,6 +190,9 @@ def _compare(plain: _Step, ours: _Step, options: Options, max_error: float) -> V
     failure = _forward_failure((*outputs, *buffers), {**plain.outputs, **plain.buffers}, options)
     if not failure and not whole <= max_error:
         failure = f"the whole gradient's relative error is {whole:.3g}, allowed: {max_error:g}"
+    if not failure and not ours.graphs:
+        why = "; ".join(ours.unchanged) or "Dynamo compiled no graph that saves anything for backward"
+        failure = f"nothing was checked, for actcomp planned no graph: {why}"
     return Verification(
         failure=failure,
         inner=options.inner,
@@ -270,10 +275,8 @@ def _bisect(run: Callable[[int], _Step], plain: _Step, total: int, max_error: fl
     good, bad = 0, total
     while bad - good > 1:
         middle = (good + bad) // 2
-        if _whole_error(plain.gradients, run(middle).gradients) <= max_error:
-            good = middle
-        else:
-            bad = middle
+        fits = _whole_error(plain.gradients, run(middle).gradients) <= max_error
+        good, bad = (middle, bad) if fits else (good, middle)
     before = _encoded(run(good))
     new = [text for text in _encoded(run(bad)) if text not in before]
     return "; ".join(new) or f"limit={bad}"

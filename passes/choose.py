@@ -172,7 +172,8 @@ def _encode_under(
     if why_not or order is None:
         return None, why_not or "not dense in memory"
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
-        return None, "no codec stores it in fewer bytes"
+        rows = f": behind its symbolic sizes there are rows of {order.cols} elements" if order.lead else ""
+        return None, f"no codec stores it in fewer bytes{rows}"
     return Encoding(storage, source, codec, order), reason
 
 

@@ -1,30 +1,42 @@
 """Find values that hold infinite or extreme entries by construction: masked attention scores and additive masks.
 
 One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0.
-So `find_masked(fw)` follows constants beyond ±1000, far outside of what activations are, through moves, sums and
-selections, adds arguments of a softmax or a log-sum-exp to which something was added that is made of the caller's
-tensors alone, and the mask arguments of fused attention. What is learned is no mask. Read-only.
+So `find_masked(fw)` follows constants beyond ±1000, far outside of what activations are, through every operator that
+is not known to end them (`keep_extremes`), and with them sums of learned values with what is made of the caller's
+tensors alone, if what reads the sum gives -inf a meaning: a softmax or log-sum-exp, or else exp, sigmoid and their
+like, where nothing would make NaN of it. The mask arguments of fused attention are such values, too. What is learned
+is no mask. Read-only.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import torch
 from torch import fx
 
-from fxcompress.passes.ops import MOVES, is_attention, is_predicate, is_random, is_view, op_name
+from fxcompress.compat.tracing import stated_number
+from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
+from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_view, op_name
 
 _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
-    "index_put index_add index_fill scatter scatter_add scatter_reduce constant_pad_nd triu tril roll".split()
+    "index_put index_add index_fill scatter scatter_add scatter_reduce constant_pad_nd triu tril roll rev cumsum sort "
+    "topk".split()
 )
-_MAKE = _CARRY | frozenset("log exp rsub pow clamp clamp_min clamp_max".split())
-_CONSTANT = frozenset("full full_like zeros zeros_like ones ones_like arange iota scalar_tensor".split())
-_ADDS = frozenset("add sub where maximum minimum baddbmm addmm".split())
-_EXTREMES = frozenset("full full_like scalar_tensor where masked_fill mul constant_pad_nd scatter index_fill".split())
-_SOFTMAXES = frozenset("_softmax softmax _log_softmax log_softmax logsumexp".split())
+_CONSTANT = frozenset("full full_like zeros zeros_like ones ones_like arange iota scalar_tensor eye".split())
+_ADDS = frozenset(
+    "add sub where maximum minimum baddbmm addmm masked_fill masked_scatter index_put index_fill scatter cat".split()
+)
+_EXTREMES = frozenset(
+    "full full_like scalar_tensor where masked_fill mul add sub rsub constant_pad_nd scatter index_fill".split()
+)
+_SOFTMAXES = frozenset("_softmax _safe_softmax softmax _log_softmax log_softmax logsumexp".split())
 """What reads masked scores; Inductor takes them apart, and subtracts the largest first."""
-_EXTREME = 1e3
-"""Masks are made of -10000, -1e9, the end of the type's range or -inf: any of them spoils its group."""
+_LOGARITHMS = frozenset("logaddexp logcumsumexp log_sigmoid_forward binary_cross_entropy_with_logits".split())
+"""Whose derivative is 0 or 1 far below zero, though their result may be as far."""
+_COMPARISONS = frozenset("lt le gt ge eq ne isinf isfinite".split())
+_SPREADS = GEMMS | frozenset("pow square var var_mean".split())
+"""What makes NaN of it, or an infinity that means nothing."""
+_ALIKE = MOVES | frozenset("add sub mul div neg".split())
 
 
 def find_masked(fw: fx.GraphModule, learned: Set[fx.Node] = frozenset()) -> set[fx.Node]:
@@ -34,17 +46,21 @@ def find_masked(fw: fx.GraphModule, learned: Set[fx.Node] = frozenset()) -> set[
         fw: a forward or a joint graph.
         learned: those of its inputs that get a gradient.
     """
-    found: set[fx.Node] = set()
-    given, scores = _given(fw, learned), _scores(fw)
+    held: dict[fx.Node, int] = {}
+    given = _given(fw, learned)
+    scores = _scores(fw, _is_normalized) | (_scores(fw, _is_squashed) - _spread(fw))
     for node in fw.graph.nodes:
-        if node.op != "call_function":
-            continue
-        carried = any(arg in found for arg in _carried(node))
-        if carried or _has_extreme(node) or (node in scores and _adds(node, given)):
-            found.add(node)
+        signs = kept(node, held) | _made(node, given)
+        if node.op == "get_attr":
+            signs = sign_of(stated_number(getattr(fw, str(node.target), None)))
+        masks = _added(node, given) if node in scores else []
+        signs |= LOW if masks else NONE
+        held.update(dict.fromkeys(_behind(masks, given), LOW))
+        if signs:
+            held[node] = signs
         if is_attention(node):
-            found.update(_mask_arguments(node))
-    return found
+            held.update(dict.fromkeys(_mask_arguments(node), LOW))
+    return {node for node in held if node.op == "call_function"}
 
 
 def learned_inputs(inputs: Sequence[fx.Node], gradients: Sequence[object]) -> set[fx.Node]:
@@ -54,28 +70,61 @@ def learned_inputs(inputs: Sequence[fx.Node], gradients: Sequence[object]) -> se
     return {node for node, gradient in zip(inputs, gradients, strict=True) if isinstance(gradient, fx.Node)}
 
 
-def _has_extreme(node: fx.Node) -> bool:
+def _made(node: fx.Node, given: Set[fx.Node]) -> int:
+    """Signs of the extremes that an operator's own number brings in."""
+    if op_name(node) not in _EXTREMES or node.op != "call_function":
+        return NONE
+    numbers = [arg for arg in node.args if isinstance(arg, (int, float)) and abs(arg) >= EXTREME]
     val = node.meta.get("val")
-    if op_name(node) not in _EXTREMES:
-        return False
-    whole = isinstance(val, torch.Tensor) and not val.dtype.is_floating_point
-    return not whole and any(isinstance(arg, (int, float)) and abs(arg) >= _EXTREME for arg in node.args)
+    if isinstance(val, torch.Tensor) and not val.dtype.is_floating_point:
+        numbers = [number for number in numbers if number < 0]  # Others count and index.
+    signs = NONE
+    for number in numbers:
+        signs |= sign_of(-number if op_name(node) == "sub" and number is not node.args[0] else number)
+    scaled = op_name(node) == "mul" and not given >= set(node.all_input_nodes)
+    return BOTH if signs and scaled else signs
 
 
-def _scores(fw: fx.GraphModule) -> set[fx.Node]:
-    """What a softmax reads, as it is or carried on."""
+def _scores(fw: fx.GraphModule, is_read: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """What is read so, as it is or carried on."""
     scores: set[fx.Node] = set()
     for node in reversed(fw.graph.nodes):
-        names = {op_name(user) for user in node.users}
-        # A largest value that is not subtracted is a pool.
-        read = not names.isdisjoint(_SOFTMAXES) or {"amax", "sub"} <= names
-        if read or any(user in scores and (op_name(user) in _CARRY or is_view(user)) for user in node.users):
+        carried_on = (user in scores and (op_name(user) in _CARRY or is_view(user)) for user in node.users)
+        if is_read(node) or any(carried_on):
             scores.add(node)
     return scores
 
 
+def _is_normalized(node: fx.Node) -> bool:
+    names = {op_name(user) for user in node.users}
+    # A largest value that is not subtracted is a pool.
+    return not names.isdisjoint(_SOFTMAXES) or {"amax", "sub"} <= names
+
+
+def _is_squashed(node: fx.Node) -> bool:
+    names = {op_name(user) for user in node.users}
+    chosen = "where" in names and not names.isdisjoint(_COMPARISONS)
+    return chosen or not names.isdisjoint(_LOGARITHMS) or any(squashes(user) for user in node.users)
+
+
+def _spread(fw: fx.GraphModule) -> set[fx.Node]:
+    """What a product of matrices, a normalization or a square reads, as it is, moved or in a sum."""
+    found: set[fx.Node] = set()
+    for node in reversed(fw.graph.nodes):
+        for user in node.users:
+            name = op_name(user)
+            spreads = name in _SPREADS or "_norm" in name or "convolution" in name or _squares(user)
+            if spreads or (user in found and name in _ALIKE):
+                found.add(node)
+    return found
+
+
+def _squares(node: fx.Node) -> bool:
+    return op_name(node) == "mul" and len(node.args) == 2 and node.args[0] is node.args[1]
+
+
 def _given(fw: fx.GraphModule, learned: Set[fx.Node]) -> set[fx.Node]:
-    """The caller's tensors, and masks made of them and constants: moved, compared, put together, logarithms of a 0."""
+    """The caller's tensors, and what is made of them and constants by what keeps extremes, or makes them."""
     given: set[fx.Node] = set()
     constant: set[fx.Node] = set()
     for node in fw.graph.nodes:
@@ -84,27 +133,32 @@ def _given(fw: fx.GraphModule, learned: Set[fx.Node]) -> set[fx.Node]:
         if node.op == "get_attr" or op_name(node) in _CONSTANT:
             constant.add(node)
         sources = [source for source in node.all_input_nodes if source not in constant]
-        making = node.op == "call_function" and (op_name(node) in _MAKE or is_predicate(node)) and not is_random(node)
-        if making and given.issuperset(sources):
+        if node.op == "call_function" and _may_make_masks(node) and given.issuperset(sources):
             (given if sources else constant).add(node)
     return given
 
 
-def _carried(node: fx.Node) -> list[fx.Node]:
-    """What the result has the extremes of. What a product is added to comes first, what a choice depends on too."""
-    if op_name(node) in ("addmm", "baddbmm"):
-        return node.all_input_nodes[:1]
-    if op_name(node) == "where":
-        return [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
-    return node.all_input_nodes if op_name(node) in _CARRY else []
+def _may_make_masks(node: fx.Node) -> bool:
+    features = op_name(node) in GEMMS or "embedding" in op_name(node)
+    return op_name(node) == "exp" or is_predicate(node) or not (features or ends(node))
 
 
-def _adds(node: fx.Node, given: set[fx.Node]) -> bool:
-    """Whether a mask may be added; one row that a plain product is added to is a bias."""
-    masks = [arg for arg in _carried(node) if arg in given]
+def _added(node: fx.Node, given: Set[fx.Node]) -> list[fx.Node]:
+    """What may be a mask and is added to something; one row that a plain product is added to is a bias."""
+    masks = [arg for arg in carried(node) if arg in given and is_real(arg)]
     if op_name(node) == "addmm":
         masks = [arg for arg in masks if (val := arg.meta["val"]).dim() == 2 and val.shape[0] != 1]
-    return op_name(node) in _ADDS and bool(masks)
+    return masks if op_name(node) in _ADDS and node not in given else []
+
+
+def _behind(masks: list[fx.Node], given: Set[fx.Node]) -> list[fx.Node]:
+    """Masks, and what they have their extremes of."""
+    found, seen = list(masks), set(masks)
+    for node in found:
+        new = [arg for arg in carried(node) if arg in given and arg not in seen]
+        found += new
+        seen.update(new)
+    return found
 
 
 def _mask_arguments(node: fx.Node) -> list[fx.Node]:

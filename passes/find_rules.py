@@ -86,5 +86,7 @@ def _why(rule: PrecisionRule, facts: Sequence[Facts]) -> str:
 
 def _nearest(word: str, names: Iterable[str]) -> str:
     known = list(dict.fromkeys(names))
-    close = difflib.get_close_matches(word, known, n=SHOWN, cutoff=0.3) or known[:SHOWN]
-    return ", ".join(map(repr, close)) or "none at all"
+    # What a user calls `linear` is an `addmm` here, which no spelling tells: the others follow.
+    close = difflib.get_close_matches(word, known, n=SHOWN, cutoff=0.3)
+    shown = [*close, *(name for name in known if name not in close)][:SHOWN]
+    return ", ".join(map(repr, shown)) or "none at all"

@@ -16,6 +16,7 @@ from torch import fx
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
 from fxcompress.passes.find_amplified import find_amplified
+from fxcompress.passes.find_growing import find_growing
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
@@ -149,6 +150,7 @@ def save_predicates(
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     exact = find_hazards(bw, sources - only, gradients)
     exact = find_amplified(bw, sources - only, gradients) | exact
+    exact = find_growing(bw, pairs, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
     table = {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}

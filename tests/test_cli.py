@@ -35,6 +35,15 @@ def with_kwargs():
 def frozen():
     return mlp().requires_grad_(False), (torch.randn(32, 64),)
 
+class Eager(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    @torch.compiler.disable
+    def forward(self, x):
+        return self.layers(x)
+
 def no_module():
     return 3
 
@@ -204,6 +213,11 @@ def test_verify_passes_within_the_limit_and_fails_beyond_it(model: str, capsys):
 def test_verify_finds_no_error_without_lossy_codecs(model: str, capsys):
     assert main(["verify", "--json", f"{model}:mlp", *CASE, "--option", "lossy=false", "--max-error", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["gradient_rel_error"] == 0
+
+
+def test_verify_fails_where_no_graph_was_planned(model: str, capsys):
+    assert main(["verify", f"{model}:Eager", *CASE]) == 1
+    assert "failed: nothing was checked, for actcomp planned no graph" in capsys.readouterr().err
 
 
 def test_env_names_what_a_bug_report_needs(capsys):

@@ -131,3 +131,9 @@ def test_a_plan_that_only_the_model_refuses_is_taken_in_the_end(monkeypatch: pyt
         return finished(1.0, 1200)
 
     assert cut_to_budget(cut_nothing, rewriting, chooser_of(ranked(1.0))).plan.peak_after.peak_bytes == 900
+
+
+def test_the_lowest_peak_found_is_not_above_the_one_that_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "replayed_peaks", lambda *args: Peaks(300, 200))
+    result = cut_to_budget(cut_nothing, lambda *args: finished(1.0, 700), chooser_of(ranked(1.0)))
+    assert (result.plan.peak_after.peak_bytes, result.plan.fits[0].lowest_peak_bytes) == (300, 300)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fxcompress.errors import OptionError
 from fxcompress.option_rules import PASSES
-from fxcompress.options import DEFAULTS, Options, from_mapping, parse_bytes, value_from_text
+from fxcompress.options import DEFAULTS, Options, as_options, from_mapping, parse_bytes, value_from_text
+from fxcompress.trace import explain
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,16 @@ def test_mode_comes_from_either_door_but_not_from_both():
         from_mapping({"mode": "default"}, mode="default")
     with pytest.raises(OptionError, match="'mode'"):
         from_mapping(mode="fast")
+
+
+def test_every_door_takes_options_or_a_mapping(monkeypatch):
+    assert as_options({"bits": 2}) == as_options(Options(bits=2)) == Options(bits=2)
+    monkeypatch.setenv("FXCOMPRESS_BITS", "1")
+    assert as_options(None) == Options(bits=1)
+    with pytest.raises(OptionError, match="found 'bits=2', allowed: a mapping"):
+        as_options("bits=2")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="did you mean 'bits'"):
+        explain(lambda: None, options={"btis": 2})
 
 
 def test_layers_lie_over_each_other(monkeypatch, tmp_path: Path):

@@ -177,6 +177,7 @@ def test_a_budget_takes_no_fewer_bits_than_a_rule_says() -> None:
     [
         ({"layer": "h.*.dwn", "bits": 2}, ["rule 1 (layer=h.*.dwn bits=2)", "no saved tensor", "'h.*.down'"]),
         ({"op": "adm", "bits": 2}, ["operators near it", "'addmm'"]),
+        ({"op": "linear", "bits": 2}, ["operators near it", "'addmm'"]),
         ({"dtype": "float16", "bits": 2}, ["dtypes near it", "'float32'"]),
         ({"min_elements": 10**9, "bits": 2}, ["its sizes leave none"]),
     ],

@@ -14,6 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module
 
 
+def fake_mode() -> FakeTensorMode:
+    """A fake tensor mode in which models may copy their layers, as `nn.TransformerEncoder` does.
+
+    A deep copy of a fake tensor copies its mode too, `FakeTensor.fake_mode`, and two modes do not mix: PyTorch aborts
+    the process. Run in 2.13, read in 2.11.
+    """
+    mode = FakeTensorMode()
+    mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
+    return mode
+
+
 def make_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph module whose Python code is written only once it runs, if the compiler at work wants it so."""
     return _make_graph_module(root, graph)
@@ -41,6 +52,15 @@ def store_in_memory(node: fx.Node) -> None:
 def is_stored(node: fx.Node) -> bool:
     """Whether `store_in_memory` was called for it."""
     return bool(node.meta.get(_STORED))
+
+
+def stated_number(value: object) -> complex | None:
+    """The number in a real tensor of one element on the CPU, as programs state them, even under a fake tensor mode;
+    None for anything else."""
+    if type(value) is not torch.Tensor or value.device.type != "cpu" or value.numel() != 1:
+        return None
+    with unset_fake_temporarily():
+        return value.item()
 
 
 def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:

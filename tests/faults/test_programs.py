@@ -281,15 +281,3 @@ def test_nothing_to_save_and_nothing_above_the_floor():
     for step in (nothing, small):
         assert not step.warned and not step.unchanged
     assert train(lambda: (mlp(), (torch.randn(4, 32),)), "actcomp", LOSSY).encoded
-
-
-def test_what_a_checkpoint_computes_again_is_saved_as_the_first_time() -> None:
-    """Equal blocks are one graph: computed again in the backward that calibrates it, it is not compiled yet."""
-    options = {"inner": "aot_eager", "min_bytes": 64, "max_error": 0.1}
-    blocks = [nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)) for _ in range(2)]
-    fast = [torch.compile(b, backend="actcomp", options=options) for b in blocks]
-    for _ in range(2):
-        x = torch.randn(32, 64, requires_grad=True)
-        for block in fast:
-            x = checkpoint(block, x, use_reentrant=False)
-        x.square().sum().backward()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxcompress import pipeline
 from fxcompress.options import Options
@@ -102,13 +103,18 @@ def test_ordinary_programs_hold_none(program: Program) -> None:
     assert found(pair) == set() == extremes(pair)
 
 
-def test_a_callers_mask_is_found_where_a_softmax_reads_the_sum() -> None:
-    """Its values are not known when compiling; a softmax of a sum with a caller's tensor is what masks look like."""
-    mask = additive(-torch.inf)
-    pair = capture(lambda x, m: (x.sin() + m.view(1, 8, 8)).softmax(-1), (scores(), mask), "default")
-    assert extremes(pair) and extremes(pair) - {"view"} <= found(pair)
-    pair = capture(lambda x, m: (x.sin() + m).exp(), (scores(), mask), "default")
-    assert "add" not in found(pair)
+@pytest.mark.parametrize("reader", [lambda s: s.softmax(-1), torch.exp, F.softplus, lambda s: s.clamp(-3.0, 3.0)])
+def test_a_callers_mask_is_found_where_the_sum_is_read_as_masks_are(reader) -> None:
+    """Its values are not known when compiling; what reads the sum is."""
+    pair = capture(lambda x, m: reader(x.sin() + m.view(1, 8, 8)), (scores(), additive(-torch.inf)), "default")
+    assert extremes(pair) and extremes(pair) - {"view"} <= found(pair) | {"view"}
+
+
+@pytest.mark.parametrize("reader", [lambda s: s @ s, torch.square, lambda s: s.sin(), lambda s: F.relu(s) + s @ s])
+def test_a_sum_whose_reader_would_spread_infinities_is_not_masked(reader) -> None:
+    """Positions and targets are the caller's, too, and nothing gives -inf a meaning there."""
+    pair = capture(lambda x, m: reader(x.sin() + m), (scores(), scores().detach()), "default")
+    assert found(pair) == set()
 
 
 PUT = {
@@ -118,6 +124,7 @@ PUT = {
     "logarithm": lambda x, m: x + (m == 0).float().log(),
     "scaled after": lambda x, m: (x + m) * 0.5,
     "subtracted": lambda x, m: x - -m,
+    "sorted after": lambda x, m: (x + m).sort(1)[0],
     "clamped": lambda x, m: x + m.clamp(max=0.0),
     "beside constants": lambda x, m: x + torch.cat([m[:, :4], torch.zeros(8, 4)], 1),
     "in the place of": lambda x, m: torch.where(m == 0, x, m),
@@ -200,3 +207,9 @@ def test_attention_without_a_mask_has_none() -> None:
     heads = [torch.randn(1, 2, 8, 8, requires_grad=True) for _ in range(3)]
     pair = capture(lambda *h: F.scaled_dot_product_attention(*(t * 2 for t in h), is_causal=True), heads, "default")
     assert not {op_name(node) for node in find_masked(pair.fw)} & {"mul"}
+
+
+def test_numbers_that_the_program_states_are_read_under_fake_tensors_too() -> None:
+    pair = capture(lambda x: torch.where(hidden(), torch.tensor(-1e9), x.sin() * 3).amax(1), (scores(),), "default")
+    with FakeTensorMode():
+        assert "where" in found(pair)

@@ -1,0 +1,129 @@
+"""Find saved values whose error the backward would let grow, as what computed them tells.
+
+`find_growing(bw, pairs, sources, gradients)` returns the sources that
+
+- are a running sum, or that one is rebuilt from, of which the backward takes an exponential: decays of linear attention
+  and of state spaces. The sum grows with the sequence, and with it the step of its codes, by whose exponential the
+  result is then wrong;
+- are an exponential of a running sum, or a product with one, where the program takes that of its negative, too: in
+  their product small ones count as much as large ones, beside which codes lose them;
+- are a pseudo-inverse, or what its argument is rebuilt from: its derivative takes differences of both that cancel.
+
+Read-only. The reasons are for the report.
+"""
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.ops import GEMMS, MOVES, is_view, op_name
+
+_CARRY = MOVES | frozenset("add sub neg mul div where masked_fill index gather index_select tril triu cumsum".split())
+_EXPONENTIALS = frozenset(["exp", "exp2", "expm1"])
+_EXPONENTIATED = "an exponential of a running sum multiplies its error"
+_BOTH_WAYS = "it grows with an exponential of a running sum and is multiplied by one of its negative"
+_INVERSE = "the derivative of a pseudo-inverse takes differences that cancel"
+Signs = frozenset[tuple[fx.Node, int]]
+"""Running sums with 1 or -1, as they stand in a value."""
+
+
+def find_growing(
+    bw: fx.GraphModule, pairs: Sequence[SavedPair], sources: set[fx.Node], gradients: set[fx.Node]
+) -> dict[str, str]:
+    """Names of sources that must stay exact, with the reason.
+
+    Args:
+        bw: backward graph.
+        pairs: its saved tensors.
+        sources: its placeholders that may become lossy.
+        gradients: its nodes that depend on a tangent.
+    """
+    forward = pairs[0].fw.graph if pairs else fx.Graph()
+    sums = _running_sums(forward)
+    both_ways = _both_ways(forward, sums)
+    inverted = _inverted(forward)
+    found: dict[str, str] = {}
+    for pair in pairs:
+        if pair.bw in sources and pair.fw in both_ways | inverted:
+            found[pair.bw.name] = _BOTH_WAYS if pair.fw in both_ways else _INVERSE
+    return found | _exponentiated(bw, {pair.bw for pair in pairs if sums.get(pair.fw)}, sources, gradients)
+
+
+def _exponentiated(
+    bw: fx.GraphModule, running: set[fx.Node], sources: set[fx.Node], gradients: set[fx.Node]
+) -> dict[str, str]:
+    """Sources behind the exponentials of running sums in the backward; some are `running` sums already."""
+    found: dict[str, str] = {}
+    if not running and not any(op_name(node) == "cumsum" for node in bw.graph.nodes):
+        return found
+    behind = {node: frozenset((node.name,)) for node in sources}
+    summed = set(running)
+    for node in bw.graph.nodes:
+        inputs = node.all_input_nodes
+        reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in inputs))
+        if node.op != "call_function" or node in gradients or not reached:
+            continue
+        behind[node] = reached
+        if op_name(node) == "cumsum" or (_carries(node) and not summed.isdisjoint(inputs)):
+            summed.add(node)
+        for arg in inputs if op_name(node) in _EXPONENTIALS else ():
+            if arg in summed:
+                found.update(dict.fromkeys(behind.get(arg, ()), f"{_EXPONENTIATED} ({node.name})"))
+    return found
+
+
+def _running_sums(graph: fx.Graph) -> dict[fx.Node, Signs]:
+    """Running sums, moved, scaled and in sums, with their signs."""
+    signs: dict[fx.Node, Signs] = {}
+    for node in graph.nodes:
+        if op_name(node) == "cumsum":
+            signs[node] = frozenset([(node, 1)])
+        elif _carries(node):
+            parts = [signs[arg] if _keeps_sign(node, arg) else _turned(signs[arg]) for arg in _held(node, signs)]
+            signs[node] = frozenset[tuple[fx.Node, int]]().union(*parts)
+    return signs
+
+
+def _both_ways(graph: fx.Graph, sums: dict[fx.Node, Signs]) -> set[fx.Node]:
+    """Exponentials of a running sum that another is taken of with the other sign, and what they are multiplied to."""
+    taken = [(node, sums.get(node.all_input_nodes[0], frozenset())) for node in _exponentials(graph)]
+    one_way = [(node, {(total, sign) for total, sign in signs if (total, -sign) not in signs}) for node, signs in taken]
+    known = {pair for _, signs in one_way for pair in signs}
+    found = {node for node, signs in one_way if any((total, -sign) in known for total, sign in signs)}
+    for node in graph.nodes:
+        if _carries(node) and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _inverted(graph: fx.Graph) -> set[fx.Node]:
+    """Pseudo-inverses, and what their arguments are computed from by anything but products of matrices."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        wanted = any(user in found and op_name(user) not in GEMMS for user in node.users)
+        if op_name(node) == "linalg_pinv" or wanted:
+            found.add(node)
+    return found
+
+
+def _exponentials(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if op_name(node) in _EXPONENTIALS and node.all_input_nodes]
+
+
+def _held(node: fx.Node, signs: dict[fx.Node, Signs]) -> list[fx.Node]:
+    return [arg for arg in node.all_input_nodes if arg in signs]
+
+
+def _keeps_sign(node: fx.Node, arg: fx.Node) -> bool:
+    if op_name(node) in ("mul", "div"):
+        return not any(isinstance(other, (int, float)) and other < 0 for other in node.args)
+    return op_name(node) != "neg" and not (op_name(node) == "sub" and arg is node.args[1])
+
+
+def _turned(signs: Signs) -> Signs:
+    return frozenset((total, -sign) for total, sign in signs)
+
+
+def _carries(node: fx.Node) -> bool:
+    return op_name(node) in _CARRY or is_view(node)
