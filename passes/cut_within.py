@@ -11,17 +11,16 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import torch
 from torch import fx
 
 from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut, Estimate, Model, Sketch, make_model, saved_nbytes
+from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut, Estimate, Model, make_model, saved_nbytes
 from fxcompress.passes.find_cuts import CutNetwork, Way, build_network, tensor_of
 from fxcompress.passes.liveness import Machine
-from fxcompress.passes.ops import is_attention
 from fxcompress.passes.price_moments import Moments, price_moments
+from fxcompress.passes.redraws import draws_again
 from fxcompress.passes.store_sums import find_sums
 from fxcompress.solve.allocate import Allocation
 
@@ -111,7 +110,7 @@ def cut_within(
     if small and not gm.graph.find_nodes(op="get_attr"):  # PyTorch times operators by their values; graphs have none
         for budget in MEMORY_BUDGETS:
             saved = torch_choice(rebuild_more=False, memory_budget=budget)
-            if not _draws_again(model.sketch("", saved), once):
+            if not draws_again(model.sketch("", saved), once):
                 search.try_cut(f"PyTorch's at a memory budget of {budget:g}", saved)
     try:
         network = build_network(gm.graph, info, model.ways(), model.seconds)
@@ -138,20 +137,6 @@ def cut_within(
     names = search.best.estimate.lifetimes.names
     bound_at = tuple(names[slot] for slot, _ in search.best.fitted.prices)
     return Cuts(ranked, saved_nbytes(plain), before, base_s, model.step_s, model.error_s_per_byte, bound_at)
-
-
-def _draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
-    """Whether the backward computes again what may run only once: at a memory budget, PyTorch redraws dropout masks."""
-    again = [node for node in sketch.backward.nodes if node in sketch.forward.members]
-    return any(node in once and not _drops_nothing(node) for node in again)
-
-
-def _drops_nothing(node: fx.Node) -> bool:
-    """Attention that is told not to drop anything, and so is the same every time."""
-    if not is_attention(node) or not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    names = [argument.name for argument in node.target._schema.arguments]
-    return bool(dict(zip(names, node.args, strict=False), **node.kwargs).get("dropout_p", 0.0) == 0.0)
 
 
 def _plain_nbytes(plain: Sequence[fx.Node]) -> int:
@@ -275,7 +260,7 @@ class _Search:
             alive = {node: moment.again_s(node) for node in network.saving if node.op == "call_function"}
             for node in sorted((node for node in alive if alive[node]), key=lambda node: -alive[node]):
                 cut = self.model.with_inputs(saved ^ {node})
-                if not _draws_again(self.model.sketch("", cut), once):
+                if not draws_again(self.model.sketch("", cut), once):
                     name = f"{start.cut.name}, {node.name} {'again' if node in saved else 'saved'}"
                     self.try_own(name, functools.partial(list, cut))
                 if self.best is not start:
