@@ -98,8 +98,9 @@ def cut_within(
     first = model.sketch(OWN, plain).estimate()
     before = first.peak_kept()
     if machine.fused and "store_sums" not in options.disable_passes:
-        model = replace(model, stored=frozenset(find_sums(gm.graph, model.gradients())))
-        first = model.sketch(OWN, plain).estimate()
+        sums = find_sums(gm.graph, model.gradients)
+        model = replace(model, stored=frozenset(sums))
+        first = model.sketch(OWN, plain).estimate() if sums else first
     limit, base_s = limit_of(before), first.sketch.recompute_s
     own = _fitted(first, limit, base_s)
     small = len(gm.graph.nodes) <= MOST_NODES

@@ -7,7 +7,7 @@ the step. `find_sums` names sums that are read again after a library's kernel an
 """
 
 import operator
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 import torch
 from torch import fx
@@ -33,15 +33,16 @@ def store_sums(bw: fx.GraphModule) -> tuple[str, ...]:
     return tuple(node.name for node in found)
 
 
-def find_sums(graph: fx.Graph, members: Set[fx.Node] | None = None) -> list[fx.Node]:
+def find_sums(graph: fx.Graph, members_of: Callable[[], Set[fx.Node]] | None = None) -> list[fx.Node]:
     """The sums, in the graph's order.
 
     Args:
         graph: a backward or a joint graph.
-        members: the nodes that sums may be among; all if None.
+        members_of: tells the nodes that sums may be among, and is only asked on a GPU; all if None.
     """
     if not any(_is_wanted(node) for node in graph.nodes):
         return []
+    members = None if members_of is None else members_of()
     order = {node: i for i, node in enumerate(graph.nodes)}
     calls = [order[node] for node in graph.nodes if _is_call(node)]
     terms: dict[fx.Node, frozenset[fx.Node]] = {}
