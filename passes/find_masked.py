@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fxcompress.compat.tracing import stated_number
+from fxcompress.passes.alias import hint
 from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
 from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_view, op_name
 
@@ -48,12 +49,15 @@ def find_masked(fw: fx.GraphModule, learned: Set[fx.Node] = frozenset()) -> set[
     """
     held: dict[fx.Node, int] = {}
     given = _given(fw, learned)
-    scores = _scores(fw, _is_normalized) | (_scores(fw, _is_squashed) - _spread(fw))
+    normalized = _scores(fw, _is_normalized, scaled=True)
+    squashed = _scores(fw, _is_squashed, scaled=False) - _spread(fw)
     for node in fw.graph.nodes:
         signs = kept(node, held) | _made(node, given)
         if node.op == "get_attr":
             signs = sign_of(stated_number(getattr(fw, str(node.target), None)))
-        masks = _added(node, given) if node in scores else []
+        masks = _added(node, given) if node in normalized or node in squashed else []
+        if node not in normalized:
+            masks = [mask for mask in masks if not _is_per_channel(mask, node)]
         signs |= LOW if masks else NONE
         held.update(dict.fromkeys(_behind(masks, given), LOW))
         if signs:
@@ -85,14 +89,18 @@ def _made(node: fx.Node, given: Set[fx.Node]) -> int:
     return BOTH if signs and scaled else signs
 
 
-def _scores(fw: fx.GraphModule, is_read: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """What is read so, as it is or carried on."""
+def _scores(fw: fx.GraphModule, is_read: Callable[[fx.Node], bool], *, scaled: bool) -> set[fx.Node]:
+    """What is read so, as it is or carried on; `scaled`: also times another tensor, as a normalization's result is."""
     scores: set[fx.Node] = set()
     for node in reversed(fw.graph.nodes):
-        carried_on = (user in scores and (op_name(user) in _CARRY or is_view(user)) for user in node.users)
-        if is_read(node) or any(carried_on):
+        carriers = (user for user in node.users if op_name(user) in _CARRY or is_view(user))
+        if is_read(node) or any(user in scores and (scaled or not _scales(user)) for user in carriers):
             scores.add(node)
     return scores
+
+
+def _scales(node: fx.Node) -> bool:
+    return op_name(node) in ("mul", "div") and len(node.all_input_nodes) > 1
 
 
 def _is_normalized(node: fx.Node) -> bool:
@@ -149,6 +157,14 @@ def _added(node: fx.Node, given: Set[fx.Node]) -> list[fx.Node]:
     if op_name(node) == "addmm":
         masks = [arg for arg in masks if (val := arg.meta["val"]).dim() == 2 and val.shape[0] != 1]
     return masks if op_name(node) in _ADDS and node not in given else []
+
+
+def _is_per_channel(mask: fx.Node, node: fx.Node) -> bool:
+    """One number for each index of a dimension but the last, as statistics and biases of channels are, masks of keys
+    not."""
+    sizes = [hint(size) for size in mask.meta["val"].shape]
+    long = [i - len(sizes) for i, size in enumerate(sizes) if size != 1]
+    return len(long) == 1 and long != [-1] and node.meta["val"].dim() > 2
 
 
 def _behind(masks: list[fx.Node], given: Set[fx.Node]) -> list[fx.Node]:

@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxcompress import pipeline
 from fxcompress.options import Options
 from fxcompress.passes.find_masked import find_masked, learned_inputs
-from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.ops import is_attention, op_name
-from fxcompress.testing_graphs import Pair, capture, distance, node_values, run
+from fxcompress.testing_graphs import Pair, capture, capture_module, distance, node_values, run
 from fxcompress.testing_programs import Program, programs
 
 SEARCH = settings(deadline=None, max_examples=8, derandomize=True)
@@ -213,3 +213,41 @@ def test_numbers_that_the_program_states_are_read_under_fake_tensors_too() -> No
     pair = capture(lambda x: torch.where(hidden(), torch.tensor(-1e9), x.sin() * 3).amax(1), (scores(),), "default")
     with FakeTensorMode():
         assert "where" in found(pair)
+
+
+class FrozenNorm(torch.nn.Module):
+    """Statistics and parameters in buffers, as detectors have them; written as a scale and a bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("scale", "bias"):
+            self.register_buffer(name, torch.rand(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale + self.bias
+
+
+class RunningNorm(torch.nn.Module):
+    """Batch normalization out of training, as Inductor takes it apart."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(channels))
+        self.register_buffer("variance", torch.rand(channels))
+        self.weight, self.bias = (torch.nn.Parameter(torch.rand(channels)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, variance, weight, bias = (v[:, None, None] for v in (self.mean, self.variance, self.weight, self.bias))
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * weight + bias
+
+
+@pytest.mark.parametrize("norm", [RunningNorm, FrozenNorm])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.ELU, torch.nn.SiLU])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_normalization_with_running_statistics_is_no_mask(
+    norm: type[torch.nn.Module], activation: type[torch.nn.Module], trained: bool
+) -> None:
+    block = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), norm(4), activation(), torch.nn.Conv2d(4, 4, 3))
+    block[1].requires_grad_(trained)
+    pair = capture_module(block, [torch.randn(2, 4, 8, 8)])
+    assert not find_masked(pair.fw, learned_inputs(placeholders(pair.fw), outputs(pair.bw)))
