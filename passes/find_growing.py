@@ -5,8 +5,9 @@
 - are a running sum, or that one is rebuilt from, of which the backward takes an exponential: decays of linear attention
   and of state spaces. The sum grows with the sequence, and with it the step of its codes, by whose exponential the
   result is then wrong;
-- are an exponential of a running sum, or a product with one, where the program takes that of its negative, too: in
-  their product small ones count as much as large ones, beside which codes lose them;
+- are an exponential of a running sum or a running product, or a product with one, where the program takes that of its
+  negative, too, or divides by it: in their product small ones count as much as large ones, beside which codes lose
+  them;
 - are a pseudo-inverse, or what its argument is rebuilt from: its derivative takes differences of both that cancel.
 
 Read-only. The reasons are for the report.
@@ -67,7 +68,7 @@ def _exponentiated(
         behind[node] = reached
         if op_name(node) == "cumsum" or (_carries(node) and not summed.isdisjoint(inputs)):
             summed.add(node)
-        for arg in inputs if op_name(node) in _EXPONENTIALS else ():
+        for arg in inputs if _is_exponential(node) else ():
             if arg in summed:
                 found.update(dict.fromkeys(behind.get(arg, ()), f"{_EXPONENTIATED} ({node.name})"))
     return found
@@ -86,15 +87,34 @@ def _running_sums(graph: fx.Graph) -> dict[fx.Node, Signs]:
 
 
 def _both_ways(graph: fx.Graph, sums: dict[fx.Node, Signs]) -> set[fx.Node]:
-    """Exponentials of a running sum that another is taken of with the other sign, and what they are multiplied to."""
+    """Exponentials of a running sum that another is taken of with the other sign, or that something is divided by, and
+    what they are multiplied to."""
     taken = [(node, sums.get(node.all_input_nodes[0], frozenset())) for node in _exponentials(graph)]
+    taken += [(node, frozenset([(node, 1)])) for node in graph.nodes if op_name(node) == "cumprod"]
     one_way = [(node, {(total, sign) for total, sign in signs if (total, -sign) not in signs}) for node, signs in taken]
     known = {pair for _, signs in one_way for pair in signs}
-    found = {node for node, signs in one_way if any((total, -sign) in known for total, sign in signs)}
+    found = {
+        node
+        for node, signs in one_way
+        if any((total, -sign) in known for total, sign in signs) or (signs and _is_divisor(node))
+    }
     for node in graph.nodes:
-        if _carries(node) and not found.isdisjoint(node.all_input_nodes):
+        carries = _carries(node) or op_name(node) == "reciprocal"
+        if carries and not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _is_divisor(node: fx.Node) -> bool:
+    """Whether something is divided by it, or by a view of it."""
+    views = [node]
+    for view in views:
+        views += [user for user in view.users if is_view(user)]
+    return any(
+        op_name(user) == "reciprocal" or (op_name(user) == "div" and user.args[1] is view)
+        for view in views
+        for user in view.users
+    )
 
 
 def _inverted(graph: fx.Graph) -> set[fx.Node]:
@@ -108,7 +128,12 @@ def _inverted(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _exponentials(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if op_name(node) in _EXPONENTIALS and node.all_input_nodes]
+    return [node for node in graph.nodes if _is_exponential(node) and node.all_input_nodes]
+
+
+def _is_exponential(node: fx.Node) -> bool:
+    """Of its only argument, to whatever base."""
+    return op_name(node) in _EXPONENTIALS or (op_name(node) == "pow" and isinstance(node.args[0], (int, float)))
 
 
 def _held(node: fx.Node, signs: dict[fx.Node, Signs]) -> list[fx.Node]:

@@ -31,7 +31,7 @@ class Step:
 
 
 def join_side_by_side(steps: list[Step], returned: frozenset[Buffer] = frozenset()) -> list[Step]:
-    """Pointwise results of one shape that read a common buffer, or one another, come from one kernel, the first one's.
+    """Pointwise results of as many elements that read a common buffer, or one another, come from one kernel, the first.
 
     Inductor reads what they share once; their results stand in memory together from then on, but for those that no
     other kernel reads, which are never stored. `returned` outlive the steps.

@@ -18,6 +18,12 @@ GROWING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "moved and scaled": lambda x: (
         (total := (x.sigmoid() * -2).cumsum(0).unsqueeze(0)).exp() * (x * (total * -1.5).exp2()).cumsum(1)
     ),
+    "divided by": lambda x: (
+        (decay := F.logsigmoid(x).cumsum(0).exp()) * (x.tanh() / decay.unsqueeze(0)).squeeze(0).cumsum(0)
+    ),
+    "a reciprocal": lambda x: (decay := F.logsigmoid(x).cumsum(0).exp()) * (x.tanh() * decay.reciprocal()).cumsum(0),
+    "powers of two": lambda x: 2.0 ** (total := F.logsigmoid(x).cumsum(0)) * (x.tanh() * 2.0 ** (-total)).cumsum(0),
+    "a running product": lambda x: (decay := x.sigmoid().cumprod(0)) * (x.tanh() / decay).cumsum(0),
     "pseudo-inverse": lambda x: torch.linalg.pinv(x) * x.sin(),
 }
 

@@ -61,7 +61,7 @@ def call(name: str, made: tuple[int, int], *read: int) -> Step:
     return Step(name, (made,), read, False, 0, over=(), elements=None)
 
 
-def test_results_of_one_shape_with_a_common_operand_come_from_one_kernel() -> None:
+def test_results_of_as_many_elements_with_a_common_operand_come_from_one_kernel() -> None:
     steps = [step("a", (10, 64), 1, 2), call("mm", (11, 64), 10), step("b", (12, 64), 2)]
     joined = join_side_by_side(steps)
     assert [item.name for item in joined] == ["a", "mm"]
