@@ -266,7 +266,8 @@ def _unfit(found: Findings, options: Options, channels_last: Set[str]) -> dict[s
     trial = choose(
         found.saved, found.storages, found.values, replace(options, limit=None), {}, channels_last=channels_last
     )
-    return {d.tensor.name: d.reason for d in trial.decisions if d.codec == KEEP and not d.tensor.refusal}
+    kept = {d.tensor.storage: d.reason for d in trial.decisions if d.codec == KEEP and not d.tensor.refusal}
+    return {tensor.name: kept[tensor.storage] for tensor in found.saved if tensor.storage in kept}
 
 
 def _lossy_names(

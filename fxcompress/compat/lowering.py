@@ -90,8 +90,10 @@ def lower_for_cpu(
 
 
 def result_nbytes(graph: Any) -> dict[str, int]:
-    """Bytes of every buffer of a lowered graph; 0 for several results, which are counted where they are picked."""
-    return {name: _nbytes(buffer) for name, buffer in graph.name_to_buffer.items()}
+    """Bytes of every buffer of a lowered graph; 0 for several results, which are counted where they are picked, and for
+    views that a library returns."""
+    buffers = graph.name_to_buffer.items()
+    return {name: 0 if buffer.get_inputs_that_alias_output() else _nbytes(buffer) for name, buffer in buffers}
 
 
 def _call_of(buffer: Any) -> fx.Node | None:

@@ -57,7 +57,9 @@ def is_stored(node: fx.Node) -> bool:
 def stated_number(value: object) -> complex | None:
     """The number in a real tensor of one element on the CPU, as programs state them, even under a fake tensor mode;
     None for anything else."""
-    if type(value) is not torch.Tensor or value.device.type != "cpu" or value.numel() != 1:
+    if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_nested:
+        return None
+    if value.device.type != "cpu" or value.numel() != 1:
         return None
     with unset_fake_temporarily():
         return value.item()
@@ -74,7 +76,7 @@ def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
 
 
 def move_storages(graph: fx.Graph, moves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Let all fake values in the storage of each first tensor, of static sizes, lie in that of the second."""
+    """Let all fake values in the storage of each first tensor lie in that of the second, but for tuples of values."""
     places = {_key(old): new.untyped_storage() for old, new in moves if _key(old) != _key(new)}
 
     def moved(val: Any) -> Any:
