@@ -101,8 +101,8 @@ class Ranking:
         ranked = self.cuts.ranked
         by_peak = sorted(range(len(ranked)), key=lambda place: ranked[place].lowest_peak_bytes)
         own = [place for place, cut in enumerate(ranked) if cut.name in (OWN, REBUILT)]
-        # Where none was to fit, each was finished as low as it gets, the lowest first.
-        done = 0 if ranked[0].fits else self.taken
+        # Where none was to fit the limit itself, each was finished as low as it gets, the lowest first.
+        done = 0 if ranked[0].fits or self.lowered_bytes else self.taken
         return [place for place in dict.fromkeys((by_peak[0], *own)) if place >= done]
 
     def may_beat(self, result: Result | None) -> bool:
