@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcompress.compat.tracing import storage_id
 from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.join_steps import Buffer
@@ -55,7 +56,7 @@ def traits_of(node: fx.Node) -> Traits:
     # Elements of a tuple may share a storage, as those of a split do.
     own = tuple(buffers_of(node))
     items = _items_of(node)
-    results = own if items is None else tuple({_key(item): storage_nbytes(item) for item in items}.items())
+    results = own if items is None else tuple({storage_id(item): storage_nbytes(item) for item in items}.items())
     keys = frozenset(key for key, _ in own)
     view, opaque, name = is_view(node), is_opaque(node), op_name(node)
     return Traits(
@@ -85,10 +86,6 @@ def _items_of(node: fx.Node) -> list[torch.Tensor] | None:
     if isinstance(val, torch.Tensor):
         return None
     return [item for item in val if isinstance(item, torch.Tensor)] if isinstance(val, (tuple, list)) else []
-
-
-def _key(val: torch.Tensor) -> Buffer:
-    return int(val.untyped_storage()._cdata)
 
 
 def is_opaque(node: fx.Node) -> bool:

@@ -77,12 +77,12 @@ def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
 
 def move_storages(graph: fx.Graph, moves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Let all fake values in the storage of each first tensor lie in that of the second, but for tuples of values."""
-    places = {_key(old): new.untyped_storage() for old, new in moves if _key(old) != _key(new)}
+    places = {storage_id(old): new.untyped_storage() for old, new in moves if storage_id(old) != storage_id(new)}
 
     def moved(val: Any) -> Any:
-        if not isinstance(val, FakeTensor) or val.layout is not torch.strided or _key(val) not in places:
+        if not isinstance(val, FakeTensor) or val.layout is not torch.strided or storage_id(val) not in places:
             return val
-        storage = places[_key(val)]
+        storage = places[storage_id(val)]
         while storage._cdata in places:
             storage = places[storage._cdata]
         return in_storage(val, storage)
@@ -92,5 +92,6 @@ def move_storages(graph: fx.Graph, moves: Sequence[tuple[torch.Tensor, torch.Ten
             node.meta["val"] = {k: moved(v) for k, v in val.items()} if isinstance(val, dict) else moved(val)
 
 
-def _key(val: torch.Tensor) -> int:
+def storage_id(val: torch.Tensor) -> int:
+    """Equal for tensors of one storage; `UntypedStorage._cdata`: run in 2.11 and 2.13."""
     return int(val.untyped_storage()._cdata)
