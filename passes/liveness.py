@@ -9,7 +9,7 @@ memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -155,8 +155,14 @@ def is_fused_away(node: fx.Node, phase: Phase) -> bool:
     return True
 
 
-def find_steps(phase: Phase, machine: Machine) -> list[Step]:
-    """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
+def find_steps(phase: Phase, machine: Machine, called: Set[fx.Node] = frozenset()) -> list[Step]:
+    """Memory-touching nodes in order; reads through inlined nodes count where the reader runs.
+
+    Args:
+        phase: a forward or a backward.
+        machine: how it is run.
+        called: what a call that is not in the graph yet will read as soon as it is there.
+    """
     through: dict[fx.Node, frozenset[Buffer]] = {node: phase.traits(node).keys for node in phase.inputs}
     steps: list[Step] = []
     seen: set[Buffer] = set()
@@ -187,7 +193,9 @@ def find_steps(phase: Phase, machine: Machine) -> list[Step]:
     if not machine.fused:
         return steps
     joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key in phase.traits(node).keys))
-    return join_in_a_row(joined) if _on_cpu(phase) else joined
+    if not _on_cpu(phase):
+        return joined
+    return join_in_a_row(joined, {key for node in called for key in phase.traits(node).keys})
 
 
 def _elements_of(val: object) -> int | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxcompress
+from bench.models import loops
 from fxcompress import pipeline
 from fxcompress.errors import BudgetError, OptionError
 from fxcompress.option_rules import parse_budget
@@ -131,6 +132,18 @@ def test_a_pair_without_a_joint_graph_is_fitted_too() -> None:
     assert result.plan.fits[0].plain_peak_bytes == before
     assert torch.equal(run(pair).outputs[0], plain.outputs[0])
     assert find_peak(pair.fw, pair.bw, pair.num_fwd_outputs, Machine(False)).peak_bytes == after
+
+
+def test_what_a_call_encodes_makes_room_for_what_comes_after_it() -> None:
+    """On a CPU, a graph convolution's output, encoded, ends the row of loops that its readers would run in."""
+
+    def case() -> object:
+        edges, degree, labels = loops.community_graph(communities=2, size=32)
+        return loops.GCN(inputs=64, width=128, layers=3, classes=2), (torch.randn(64, 64), edges, degree, labels)
+
+    plan = fxcompress.explain(case, options=Options(budget="65%", disable_passes=("replay_peak",)))
+    (graph,) = plan.graphs
+    assert graph.peak_after.peak_bytes <= graph.fits[0].limit_bytes
 
 
 def test_a_pair_that_cannot_keep_a_budget_raises() -> None:

@@ -48,7 +48,7 @@ def test_a_stated_peak_is_what_the_allocator_is_asked_for() -> None:
     edges, degree, labels = loops.community_graph(communities=2, size=32)
     network = loops.GCN(inputs=64, width=128, layers=3, classes=2)
     job = Job(network.train(), (torch.randn(len(degree), 64), edges, degree, labels), {})
-    compiled = torch.compile(job.module, backend=lambda gm, inputs: actcomp(gm, inputs, options={"budget": "86%"}))
+    compiled = torch.compile(job.module, backend=lambda gm, inputs: actcomp(gm, inputs, options={"budget": "76%"}))
     job.train_step(compiled)()
     (plan,) = fxcompress.reports()[-1:]
     found = measure.peak_bytes(job.gradient_step(compiled)).peak_bytes
