@@ -15,6 +15,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.compat.lowering import lower_for_cpu
 from fxcompress.inductor_settings import settings, settings_undone
+from fxcompress.operator_memory import operator_nbytes
 from fxcompress.options import Options
 from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key
@@ -80,7 +81,7 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
     before, after = find_halves(fw, bw, count, machine)
 
     def workspace(node: fx.Node) -> int:
-        return workspace_nbytes(node, channels_last=False)
+        return operator_nbytes(node) or workspace_nbytes(node, channels_last=False)
 
     given = [node.meta["val"] for node in placeholders(fw)]
     user = range(count)

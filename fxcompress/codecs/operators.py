@@ -24,6 +24,7 @@ _ROWS = 4096
 Parts = list[torch.Tensor]
 Kernel = Callable[[Parts], Sequence[torch.Tensor]]
 """Takes the tensors as one list, which it empties."""
+RowFunction = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def describe(codec: Codec) -> str:
@@ -32,7 +33,8 @@ def describe(codec: Codec) -> str:
 
 
 @functools.cache
-def _read(text: str) -> Codec:
+def read(text: str) -> Codec:
+    """The codec that `describe` named."""
     return codecs.make(**json.loads(text))
 
 
@@ -44,8 +46,8 @@ _library.define("decode(Tensor[] parts, int[] tail, str codec, ScalarType dtype)
 @torch.library.impl(_library, "encode", "CPU")
 def _encode(x: torch.Tensor, lead: int, codec: str, salt: int) -> Parts:
     """Store `x` as `[*x.shape[:lead], cols]`, its other dimensions one row in memory order: a view if `x` is dense."""
-    method, cols = _read(codec), math.prod(x.shape[lead:])
-    width = _width(method, cols)
+    method, cols = read(codec), math.prod(x.shape[lead:])
+    width = row_width(method, cols)
     # The number of rows is stated, for -1 says nothing about a tensor without elements.
     rows = x.reshape(x.numel() // width, width).contiguous()
     parts = _kernel("encode", codec, width, x.dtype, _fixed_rows(method, width, rows))([rows, torch.tensor(salt)])
@@ -56,8 +58,8 @@ def _encode(x: torch.Tensor, lead: int, codec: str, salt: int) -> Parts:
 @torch.library.impl(_library, "decode", "CPU")
 def _decode(parts: Parts, tail: list[int], codec: str, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, *tail]` of `dtype`, contiguous."""
-    method, cols = _read(codec), math.prod(tail)
-    width = _width(method, cols)
+    method, cols = read(codec), math.prod(tail)
+    width = row_width(method, cols)
     lead = _lead(parts, method, cols, dtype)
     count = math.prod(lead) * (cols // width)
     rows = [part.reshape(count, *field.shape) for part, field in zip(parts, method.fields(width, dtype), strict=True)]
@@ -67,13 +69,13 @@ def _decode(parts: Parts, tail: list[int], codec: str, dtype: torch.dtype) -> to
 
 @torch.library.register_fake("fxcompress::encode", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_encode(x: torch.Tensor, lead: int, codec: str, salt: int) -> Parts:
-    fields = _read(codec).fields(math.prod(x.shape[lead:]), x.dtype)
+    fields = read(codec).fields(math.prod(x.shape[lead:]), x.dtype)
     return [x.new_empty((*x.shape[:lead], *field.shape), dtype=field.dtype) for field in fields]
 
 
 @torch.library.register_fake("fxcompress::decode", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_decode(parts: Parts, tail: list[int], codec: str, dtype: torch.dtype) -> torch.Tensor:
-    lead = _lead(parts, _read(codec), math.prod(tail), dtype)
+    lead = _lead(parts, read(codec), math.prod(tail), dtype)
     return parts[0].new_empty((*lead, *tail), dtype=dtype)
 
 
@@ -81,8 +83,8 @@ def _lead(parts: Sequence[torch.Tensor], codec: Codec, cols: int, dtype: torch.d
     return parts[0].shape[: parts[0].dim() - len(codec.fields(cols, dtype)[0].shape)]
 
 
-def _width(codec: Codec, cols: int) -> int:
-    """Elements of the rows that the kernel sees: a period of the codec where the tensor is made of whole ones."""
+def row_width(codec: Codec, cols: int) -> int:
+    """Elements of the rows that kernels see: a period of the codec where rows of `cols` elements are whole ones."""
     return codec.period if codec.period and cols % codec.period == 0 else cols
 
 
@@ -94,13 +96,18 @@ def _fixed_rows(codec: Codec, width: int, rows: torch.Tensor) -> int | None:
 @functools.cache
 def _kernel(way: str, codec: str, width: int, dtype: torch.dtype, rows: int | None) -> Kernel:
     """Compiled `[n, width]` and salt → payload, or payload → `[n, width]`; for any n if `rows` is None."""
-    method, count = _read(codec), _ROWS if rows is None else rows
     _follow_compile_caches()
+    function, examples = row_function(way, codec, width, dtype, _ROWS if rows is None else rows)
+    return compat.compile_for_rows(function, examples, dynamic=rows is None)
+
+
+def row_function(way: str, codec: str, width: int, dtype: torch.dtype, rows: int) -> tuple[RowFunction, Parts]:
+    """What an operator compiles, `encode(x, salt)` or `decode(*parts)`, with arguments of `rows` rows."""
+    method = read(codec)
     if way == "encode":
-        examples = [torch.empty(count, width, dtype=dtype), torch.tensor(0)]
-        return compat.compile_for_rows(lambda x, salt: method.encode(x, salt), examples, dynamic=rows is None)
-    examples = [torch.empty(count, *field.shape, dtype=field.dtype) for field in method.fields(width, dtype)]
-    return compat.compile_for_rows(lambda *parts: (method.decode(parts, width, dtype),), examples, dynamic=rows is None)
+        return lambda x, salt: method.encode(x, salt), [torch.empty(rows, width, dtype=dtype), torch.tensor(0)]
+    examples = [torch.empty(rows, *field.shape, dtype=field.dtype) for field in method.fields(width, dtype)]
+    return lambda *parts: (method.decode(parts, width, dtype),), examples
 
 
 @functools.cache
