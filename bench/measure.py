@@ -124,7 +124,12 @@ def bit_equal(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) 
 
 
 def step_times(steps: Mapping[str, Callable[[], None]], *, rounds: int = 7) -> dict[str, list[float]]:
-    """Seconds of each step in each round; rounds go A, B, C, A, B, C, … so that machine noise hits all alike."""
+    """Seconds of each step in each round; rounds go A, B, C, A, B, C, … so that machine noise hits all alike.
+
+    Each step runs once before: what it shares with others, the kernels of codecs, a later compilation may have dropped.
+    """
+    for step in steps.values():
+        step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():

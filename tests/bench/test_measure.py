@@ -122,6 +122,6 @@ def test_step_times_interleave_and_pair() -> None:
     order: list[str] = []
     steps = {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
     seconds = measure.step_times(steps, rounds=3)
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "b"] * 4
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     assert measure.paired_ratio([2.0, 30.0, 4.0], [1.0, 10.0, 2.0]) == 2.0
