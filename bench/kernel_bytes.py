@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bench.fake_cuda import Access, Lowered, Scheduled, scheduled
+from bench.compat.fake_cuda import Access, Lowered, Scheduled, scheduled
 
 _LIBRARIES = r"(?:extern_kernels|aten|inductor_ops|torch\.ops)\.[\w.]+"
 _LAUNCH = re.compile(rf"(?:^|[\w, ]+ = )(?:(\w+)\.run|({_LIBRARIES}))\((.*)\)$")

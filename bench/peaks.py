@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.compat import Pair
+from bench.compat.fake_cuda import DEVICE, fake_cuda, gpu_layouts, lower
 from bench.device.training import BATCHES
-from bench.fake_cuda import DEVICE, fake_cuda, gpu_layouts, lower
 from bench.models.large import LARGE
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
+from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic import SETTINGS
 from bench.widths import WIDTHS, options_of
+from fxcompress.compat import FakeTensorMode
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine, find_peak

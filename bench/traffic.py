@@ -20,14 +20,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat import Pair
+from bench.compat.fake_cuda import fake_cuda, lower
 from bench.kernel_bytes import Kernel, count_kernels
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
+from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
+from fxcompress.compat import FakeTensorMode
 from fxcompress.errors import BudgetError
 from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options

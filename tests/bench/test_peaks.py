@@ -7,9 +7,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat import Pair
+from bench.compat.fake_cuda import fake_cuda, lower
 from bench.peaks import BLOCK, predict, replay_step, trace_large
-from bench.step_graphs import Pair, partition, plain, saved_nbytes, trace
+from bench.step_graphs import partition, plain, saved_nbytes, trace
 from bench.traffic import SETTINGS
 from bench.widths import options_of
 from fxcompress.compat import scheduling

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 import fxcompress
 from bench import traffic
-from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
+from bench.compat.fake_cuda import Access, fake_cuda, gpu_layouts, lower
 from bench.kernel_bytes import Kernel, count_kernels, count_passes, kernel_sources, merged_bytes, split_arguments
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.sass import compile_kernel

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bench.fake_cuda.device import DEVICE
+from bench.compat.fake_cuda.device import DEVICE
 from fxcompress.compat import lowering
 from fxcompress.compat.lowering import Lowered
 
