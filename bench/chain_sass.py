@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bench.fake_cuda import compile_generated, fake_cuda, gpu_layouts, lower
+from bench.compat.fake_cuda import compile_generated, fake_cuda, gpu_layouts, lower
 from bench.kernel_bytes import kernel_sources
 from bench.record import wide_console
 from bench.sass import POINTERS, compile_kernel, count_registers, disassemble, load_width
 from fxcompress import compat
 from fxcompress.codecs.affine import Affine, chain_kernel, launch
 from fxcompress.codecs.chains import Chain
+from fxcompress.compat import FakeTensorMode
 from fxcompress.passes.expressions import expression_of
 
 

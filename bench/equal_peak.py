@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 
 from bench import measure
+from bench.compat import recompile_limit
 from bench.models.zoo import ZOO
 from bench.record import append_rows, described, environment, wide_console
 from bench.trial import Job, Trial, run_trial, warm_up
@@ -88,7 +89,7 @@ class _Model:
 
 def measure_model(name: str, inner: str, rounds: int) -> list[Row]:
     """PyTorch's budgets, then ours at the peaks that they reach."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     module, args, kwargs = ZOO[name]()
     model = _Model(name, inner, Job(module, args, kwargs), {}, {}, {})
     if model.run(Variant(REFERENCE, inner)) is None:
@@ -150,7 +151,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     about, console = environment(), wide_console()
     warm_up(arguments.inner)
-    with torch._dynamo.config.patch(recompile_limit=64):
+    with recompile_limit(64):
         for name in arguments.models.split(","):
             rows = measure_model(name, arguments.inner, arguments.rounds)
             console.print(table(name, rows), summary(rows))

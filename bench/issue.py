@@ -22,8 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.compat.fake_cuda import Compiled, Lowered, compile_generated, fake_cuda, lower, numels
 from bench.device.training import BATCHES
-from bench.fake_cuda import Compiled, Lowered, compile_generated, fake_cuda, lower, numels
 from bench.kernel_bytes import count_kernels, kernel_sources
 from bench.models.large import LARGE
 from bench.peaks import REFERENCE, trace_large

@@ -12,10 +12,10 @@ a read and a write. Allocation, views, and scalar arguments cost nothing.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bench.fake_cuda import Access, Lowered, Scheduled, scheduled
+from bench.compat.fake_cuda import Access, Lowered, Scheduled, scheduled
 
 _LIBRARIES = r"(?:extern_kernels|aten|inductor_ops|torch\.ops)\.[\w.]+"
 _LAUNCH = re.compile(rf"(?:^|[\w, ]+ = )(?:(\w+)\.run|({_LIBRARIES}))\((.*)\)$")
@@ -75,14 +75,14 @@ def count_kernels(lowered: Lowered) -> list[Kernel]:
     launches = find_launches(body)
     names = frozenset(name for launch in launches for name in launch.buffers)
     nodes = [node for node in scheduled(lowered) if node.reads or node.writes]
-    costs: dict[int, list[Scheduled]] = defaultdict(list)
+    costs: dict[int, Scheduled] = {}
     for node in nodes:
-        if (at := _launch_of(node, launches, names)) is not None:
-            costs[at].append(node)
+        if (at := _launch_of(node, launches, names, costs)) is not None:
+            costs[at] = node
     workspaces = _workspace_bytes(body)
     sums = Counter(launch.arguments[0] for launch in launches if launch.name == SUM)
     passes = {name: count_passes(source) for name, source in kernel_sources(lowered.source).items()}
-    return [_cost(launch, costs[i], names, workspaces, passes, sums) for i, launch in enumerate(launches)]
+    return [_cost(launch, costs.get(i), names, workspaces, passes, sums) for i, launch in enumerate(launches)]
 
 
 def wrapper_body(source: str) -> str:
@@ -149,13 +149,16 @@ def _union(accesses: list[Access]) -> int:
     return (total + min(count, high - low + 1)) * accesses[0].itemsize
 
 
-def _launch_of(node: Scheduled, launches: list[Launch], names: frozenset[str]) -> int | None:
-    """Which launch runs a scheduled kernel; None if its results are never in memory."""
+def _launch_of(node: Scheduled, launches: list[Launch], names: frozenset[str], taken: Collection[int]) -> int | None:
+    """Which launch runs a scheduled kernel; None if its results are never in memory.
+
+    `taken`: launches that run kernels before it, some of which may write to the same buffer, as the zeros of a scatter.
+    """
     marks = node.marks & names
     if not marks:
         return None
     for i, launch in enumerate(launches):
-        if (launch.library == node.library or launch.name == SUM) and marks <= launch.buffers:
+        if i not in taken and (launch.library == node.library or launch.name == SUM) and marks <= launch.buffers:
             return i
     raise ValueError(f"no launch writes {sorted(marks)}")
 
@@ -173,14 +176,14 @@ def _workspace_bytes(body: str) -> dict[str, int]:
 
 def _cost(
     launch: Launch,
-    nodes: list[Scheduled],
+    node: Scheduled | None,
     names: frozenset[str],
     workspaces: Mapping[str, int],
     passes: Mapping[str, list[int]],
     sums: Mapping[str, int],
 ) -> Kernel:
-    reads = merged_bytes(a for node in nodes for a in node.reads if a.buffer in names)
-    writes = merged_bytes(a for node in nodes for a in node.writes if node.library or a.buffer in names)
+    reads = merged_bytes(a for a in node.reads if a.buffer in names) if node else {}
+    writes = merged_bytes(a for a in node.writes if node.library or a.buffer in names) if node else {}
     scratch = {name: workspaces[name] for name in launch.arguments if name in workspaces}
     if launch.name == SUM:
         reads |= {name: nbytes // sums[name] for name, nbytes in scratch.items()}
@@ -190,5 +193,4 @@ def _cost(
             raise ValueError(f"nothing in the schedule belongs to {launch.name}({', '.join(launch.arguments)})")
     again = dict(zip(launch.arguments, passes.get(launch.name, ()), strict=False))
     rereads = sum(nbytes * max(again.get(name, 1) - 1, 0) for name, nbytes in reads.items())
-    origins = frozenset(name for node in nodes for name in node.origins)
-    return Kernel(launch.name, launch.library, origins, reads, writes, rereads)
+    return Kernel(launch.name, launch.library, node.origins if node else frozenset(), reads, writes, rereads)

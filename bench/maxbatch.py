@@ -61,7 +61,7 @@ def checked(model: str, memory_bytes: int, inner: str) -> list[Row]:
 
 
 def _run(model: str, variant: Variant, inner: str, probe: Probe, memory_bytes: int) -> Row:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     trial = run_trial(variant, Job(*with_rows(ZOO[model](), probe.batch)))
     predicted, peak = probe.footprint, trial.memory.peak_bytes
     return Row(

@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 from torch import fx
 
-from bench.fake_cuda import gpu_layouts
+from bench.compat.fake_cuda import gpu_layouts
 from bench.models.vocab import GPT2_VOCABULARY, LLAMA_VOCABULARY, SIMULATED
 from bench.models.zoo import Case, LossOf
 from bench.peaks import predict, trace_large

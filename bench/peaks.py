@@ -8,6 +8,7 @@ predicts. Parameters, gradients, the batch and what libraries need inside their 
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -18,22 +19,21 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.compat import Pair
+from bench.compat.fake_cuda import DEVICE, fake_cuda, gpu_layouts, lower
 from bench.device.training import BATCHES
-from bench.fake_cuda import DEVICE, Lowered, fake_cuda, lower, retarget
 from bench.models.large import LARGE
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
+from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic import SETTINGS
 from bench.widths import WIDTHS, options_of
-from fxcompress.compat.lowering import result_nbytes
+from fxcompress.compat import FakeTensorMode
 from fxcompress.partition import ActcompPartitioner
-from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
-from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.liveness import Machine, find_peak
-from fxcompress.replay import Moment, replay
+from fxcompress.replay import Moment
+from fxcompress.replayed_peak import replay_pair
 
 REFERENCE = "plain"
 _TOY_BATCH = 4
@@ -120,35 +120,23 @@ def measure(model: str, variant: str, batch: int, joint: Joint) -> Row:
 
 def predict(pair: Pair, num_fwd_outputs: int) -> int:
     """What the memory model says of the pair on a GPU."""
-    fw, bw = (retarget(gm) for gm in pair)
-    machine = Machine(True, bool(find_channels_last(fw)))
-    peak = find_peak(fw, bw, num_fwd_outputs, machine).peak_bytes
-    for gm in pair:
-        retarget(gm, torch.device("cpu"))
-    return peak
+    fw, bw = pair
+    with gpu_layouts():
+        return find_peak(fw, bw, num_fwd_outputs, _machine(fw)).peak_bytes
 
 
 def replay_step(
     pair: Pair, num_fwd_outputs: int, settings: Mapping[str, object], *, block: int = BLOCK
 ) -> tuple[list[Moment], list[Moment]]:
-    """Live bytes along the generated code of both graphs, gradients left out; edits the graphs."""
-    held = {node.name for node in placeholders(pair[0])}
-    saved = [node for node in _tensors(pair[1]) if node.name not in held]
-    given = {node.name: (node.name, storage_nbytes(node.meta["val"])) for node in saved}
+    """Live bytes along the generated code of both graphs, gradients left out."""
+    fw, bw = pair
     with fake_cuda():
-        forward = lower(pair[0], is_backward=False, user_outputs=range(num_fwd_outputs), settings=settings)
-        before = replay(forward.source, {}, result_nbytes(forward.graph), block=block)
-        backward = lower(pair[1], is_backward=True, settings=settings)
-        results = result_nbytes(backward.graph)
-        return before, replay(backward.source, given, results, uncounted=_returned(backward), block=block)
+        lowering = functools.partial(lower, settings=settings)
+        return replay_pair(fw, bw, num_fwd_outputs, _machine(fw), lowering, block=block)
 
 
-def _returned(lowered: Lowered) -> list[str]:
-    return [name for name in lowered.output_buffers if name]
-
-
-def _tensors(gm: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in placeholders(gm) if isinstance(node.meta.get("val"), Tensor)]
+def _machine(fw: fx.GraphModule) -> Machine:
+    return Machine(True, bool(find_channels_last(fw)))
 
 
 def _faked(value: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -21,10 +21,9 @@ from unittest.mock import patch
 
 import torch
 from torch import fx
-from torch._functorch import partitioners
-from torch._inductor import compile_fx
 
 from bench import measure
+from bench.compat import around_partitioner, functorch_settings, min_cut_partition
 from bench.models.gpt import GPT, GPTConfig
 from bench.record import append_rows, environment
 from bench.trial import Job, warm_up
@@ -72,16 +71,15 @@ def measure_planning(config: GPTConfig, batch: int) -> dict[str, float]:
     tokens = torch.randint(config.vocabulary, (batch, config.context))
     seconds = {}
     for name in ("plain", "actcomp"):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         job = Job(GPT(config), (tokens, tokens), {})
         variant = variants()[name]
         torchs, partitioner, passes = Stopwatch(), Stopwatch(), Stopwatch()
-        own = torchs.wrap(partitioners.min_cut_rematerialization_partition)
         call = partitioner.wrap(ActcompPartitioner.__call__)
         run = passes.wrap(pipeline.run)
         step = job.train_step(variant.compile(job.module))
         with (
-            patch.object(compile_fx, "min_cut_rematerialization_partition", own),
+            around_partitioner(torchs.wrap),
             patch.object(ActcompPartitioner, "__call__", call),
             patch.object(pipeline, "run", run),
             variant.compiling(),
@@ -129,11 +127,10 @@ def measure_step(config: GPTConfig, batch: int, budget: str | None) -> dict[str,
 
         return ranking.wrap(cut_within)(gm, info, choice, *args)
 
-    counted = starts.wrap(partitioners.min_cut_rematerialization_partition)
     with (
         patch.object(cut_to_budget, "cut_within", ranked),
         patch.object(partition, "rewritten_pair", rewritten),
-        patch.object(partitioners, "min_cut_rematerialization_partition", counted),
+        around_partitioner(starts.wrap),
     ):
         explain(case, options=Options(budget=budget))
     ours_s = ranking.seconds - default.seconds - further.seconds
@@ -155,8 +152,8 @@ def _torchs_own_s(gm: fx.GraphModule, cut: compat.Cutter, share: float) -> float
     seconds = []
     for _ in range(3):
         copy, watch = copy_graph(gm), Stopwatch(user_s)
-        with torch._functorch.config.patch(activation_memory_budget=share):
-            watch.wrap(partitioners.min_cut_rematerialization_partition)(
+        with functorch_settings({"activation_memory_budget": share}):
+            watch.wrap(min_cut_partition)(
                 copy,
                 cut.joint_inputs,
                 num_fwd_outputs=cut.num_fwd_outputs,

@@ -108,7 +108,7 @@ def _distances(
     exact: list[dict[str, Tensor]],
     factor: float,
 ) -> list[dict[str, float]]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     own = copy.deepcopy(module)
     run = torch.compile(own, **how)
     found = []

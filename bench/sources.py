@@ -27,6 +27,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from bench import measure
+from bench.compat import recompile_limit
 from bench.record import append_rows, environment, interval
 from bench.source_table import markdown
 from bench.source_tasks import TASKS, Task
@@ -151,7 +152,7 @@ class Comparison:
     def __init__(self, setting: Setting, rows: Mapping[str, Row], folder: Path) -> None:
         self.setting, self.rows = setting, dict(rows)
         self._task, self._folder = TASKS[setting.task], folder
-        torch._dynamo.reset()
+        torch.compiler.reset()
         torch.manual_seed(0)
         self._module, self._batch = self._task.build(), self._task.batches(0, 1)[0]
         self._reference: Side | None = None
@@ -230,14 +231,14 @@ def main() -> int:
         print(markdown(rows))
         return 0
     # One forward is compiled once per variant and noise seed; beyond the limit Dynamo would run it uncompiled.
-    torch._dynamo.config.recompile_limit = 256
-    warm_up(arguments.inner)
-    deadline = time.monotonic() + 60 * arguments.minutes
-    for name in arguments.tasks.split(","):
-        steps = 2 if arguments.quick else arguments.steps or TASKS[name].steps
-        seeds, noise = (2, 2) if arguments.quick else (arguments.seeds, arguments.noise_seeds)
-        setting = Setting(name, arguments.inner, steps, seeds, noise)
-        print(markdown(run(setting, named(arguments.variants), arguments.json, deadline)), flush=True)
+    with recompile_limit(256):
+        warm_up(arguments.inner)
+        deadline = time.monotonic() + 60 * arguments.minutes
+        for name in arguments.tasks.split(","):
+            steps = 2 if arguments.quick else arguments.steps or TASKS[name].steps
+            seeds, noise = (2, 2) if arguments.quick else (arguments.seeds, arguments.noise_seeds)
+            setting = Setting(name, arguments.inner, steps, seeds, noise)
+            print(markdown(run(setting, named(arguments.variants), arguments.json, deadline)), flush=True)
     return 0
 
 

@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
-from bench.fake_cuda import gpu_layouts
+from bench.compat import Pair, min_cut_partition
+from bench.compat.fake_cuda import gpu_layouts
 from bench.models.blocks import default_dtype
 from bench.models.zoo import Case
 from fxcompress import compat
 from fxcompress.compat import FakeTensorMode
 from fxcompress.passes.alias import distinct_nbytes
 
-Pair = tuple[fx.GraphModule, fx.GraphModule]
 Partitioner = Callable[..., Pair]
 
 
@@ -41,10 +39,10 @@ class Joint:
 
 def plain(gm: fx.GraphModule, inputs: Any, **arguments: Any) -> Pair:
     """PyTorch's own partitioner as Inductor calls it."""
-    return min_cut_rematerialization_partition(gm, inputs, **arguments)
+    return min_cut_partition(gm, inputs, **arguments)
 
 
-class _Recorder(CustomPartitionerFn):
+class _Recorder(compat.partitioner_base()):  # type: ignore[misc]
     """Keeps a copy of each joint graph, and partitions as ever."""
 
     def __init__(self) -> None:
@@ -70,8 +68,8 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Joint:
     def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         return compat.partition_with_inductor(gm, examples, recorder)
 
-    torch._dynamo.reset()
-    with gpu_layouts(), torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+    torch.compiler.reset()
+    with gpu_layouts(), compat.static_sizes():
         torch.compile(module, backend=backend)(*inputs)
     if len(recorder.joints) != 1:
         raise ValueError(f"{type(module).__name__} has {len(recorder.joints)} training graphs; one can be counted")

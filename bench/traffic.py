@@ -20,14 +20,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat import Pair
+from bench.compat.fake_cuda import fake_cuda, lower
 from bench.kernel_bytes import Kernel, count_kernels
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
-from bench.step_graphs import Joint, Pair, Partitioner, partition, plain, saved_nbytes, trace
+from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
 from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
+from fxcompress.compat import FakeTensorMode
+from fxcompress.errors import BudgetError
 from fxcompress.inductor_settings import settings as inductor_settings
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
@@ -111,7 +113,12 @@ def main() -> int:
         rows: list[Row] = []
         reference: Step | None = None
         for variant, partitioner in partitioners.items():
-            row, step = measure(name, variant, arguments.dtype, joint, partition(joint, partitioner), reference)
+            try:
+                pair = partition(joint, partitioner)
+            except BudgetError as error:
+                console.print(f"{name}, {variant}: {error}")
+                continue
+            row, step = measure(name, variant, arguments.dtype, joint, pair, reference)
             reference = reference or step
             rows.append(row)
             if arguments.kernels:
@@ -166,7 +173,7 @@ def lower_pair(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, Any] = S
         forward = lower(pair[0], is_backward=False, user_outputs=range(num_fwd_outputs), settings=settings)
         backward = lower(pair[1], is_backward=True, settings=settings)
         before, after = count_kernels(forward), count_kernels(backward)
-    buffers = forward.output_buffers
+    buffers = forward.outputs
     payloads = [buffer for buffer, name in zip(buffers, names, strict=True) if name.startswith(OURS)]
     return Step(tuple(before), tuple(after), frozenset(buffers), frozenset(payloads))
 

@@ -114,7 +114,7 @@ def warm_up(inner: str) -> None:
     with reference.compiling():
         reference.compile(model)(tokens, tokens).backward()  # type: ignore[no-untyped-call]
     # Dynamo remembers the shapes that a forward has seen, and would compile the next ones as symbolic.
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def _plan_peaks(variant: Variant) -> list[int]:

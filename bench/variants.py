@@ -1,11 +1,10 @@
 """The ways to compile that are compared: plain Inductor, what torch itself offers, and actcomp under several options.
 
 Torch's activation budget is set in functorch's config, which `torch.compile(options=…)` does not reach, and a compile
-time is only fair on empty caches. Both names are private.
+time is only fair on empty caches.
 """
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench import compat
 from bench.recompute import recomputing
 from fxcompress.backend import actcomp
 
@@ -56,16 +56,15 @@ class Variant:
         """Patch what must be patched for the first call; `fresh`: with compile caches that start empty."""
         with contextlib.ExitStack() as stack:
             if self.functorch:
-                config = importlib.import_module("torch._functorch.config")
-                stack.enter_context(config.patch(**self.functorch))
+                stack.enter_context(compat.functorch_settings(self.functorch))
             if fresh:
-                stack.enter_context(importlib.import_module("torch._inductor.utils").fresh_cache())
+                stack.enter_context(compat.fresh_caches())
             yield
 
 
 def apart(name: str) -> Callable[..., Any]:
     """A backend of PyTorch's as an object of its own: Dynamo would serve it code that it made for an equal one."""
-    backend = torch._dynamo.lookup_backend(name)
+    backend = compat.backend_of(name)
     return lambda gm, inputs, **options: backend(gm, inputs, **options)
 
 

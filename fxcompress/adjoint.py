@@ -171,7 +171,7 @@ class _Differentiable(fx.Interpreter):
 
 def _is_foreign(n: fx.Node) -> bool:
     """An operator that is not PyTorch's own; whether it has a derivative shows only when it is taken."""
-    return isinstance(n.target, torch._ops.OpOverload) and n.target.namespace not in ("aten", "prims")
+    return isinstance(n.target, compat.OpOverload) and n.target.namespace not in ("aten", "prims")
 
 
 def _lacks_derivative(result: Any) -> bool:

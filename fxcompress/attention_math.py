@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.ops import op_name
 
 _KERNELS = frozenset(
@@ -23,7 +24,7 @@ _KERNELS = frozenset(
 
 def differentiable(node: fx.Node) -> Callable[..., tuple[Tensor | None, ...]] | None:
     """What computes the same as `node`, with a derivative; None if `node` is no backward of a fused attention."""
-    if op_name(node) not in _KERNELS or not isinstance(node.target, torch._ops.OpOverload):
+    if op_name(node) not in _KERNELS or not isinstance(node.target, OpOverload):
         return None
     names = [argument.name for argument in node.target._schema.arguments]
 

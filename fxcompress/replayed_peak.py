@@ -5,7 +5,7 @@ number. So the pair that is about to be taken is lowered as it will be, short of
 """
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.compat.lowering import lower_for_cpu
+from fxcompress.compat.lowering import Lowered, lower
 from fxcompress.inductor_settings import settings, settings_undone
 from fxcompress.operator_memory import operator_nbytes
 from fxcompress.options import Options
@@ -26,10 +26,12 @@ from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.liveness import Half, Machine, find_halves
 from fxcompress.passes.traits import buffers_of
 from fxcompress.passes.workspace import workspace_nbytes
-from fxcompress.replay import replay
+from fxcompress.replay import Moment, replay
 
 log = logging.getLogger(__name__)
 Given = dict[str, tuple[str, int]]
+Lowering = Callable[..., Lowered]
+"""`lower` with the patches, the workspaces and the device of one compilation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,32 @@ def replayed_peaks(
 
 
 def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine, patches: Mapping[str, Any]) -> Peaks:
-    before, after = find_halves(fw, bw, count, machine)
-
     def workspace(node: fx.Node) -> int:
         return operator_nbytes(node) or workspace_nbytes(node, channels_last=False)
 
+    def lowering(gm: fx.GraphModule, inputs: list[torch.Tensor], **how: Any) -> Lowered:
+        return lower(gm, inputs, patches, workspace=workspace, **how)
+
+    halves = replay_pair(fw, bw, count, machine, lowering)
+    return Peaks(*(max((moment.most_bytes for moment in moments), default=0) for moments in halves))
+
+
+def replay_pair(
+    fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine, lowering: Lowering, *, block: int = 1
+) -> tuple[list[Moment], list[Moment]]:
+    """Live bytes line by line of the code for both graphs, which are left as they are.
+
+    Args:
+        fw, bw: the pair, of static sizes.
+        count: how many forward outputs are the user's.
+        machine: what the memory model knows of where it runs.
+        lowering: called with graph, inputs, `is_backward`, and `user_outputs` or `donated`.
+        block: what the allocator rounds up to, in bytes.
+    """
+    before, after = find_halves(fw, bw, count, machine)
     given = [node.meta["val"] for node in placeholders(fw)]
     user = range(count)
-    forward = lower_for_cpu(copy_graph(fw), given, patches, workspace, is_backward=False, user_outputs=user)
+    forward = lowering(copy_graph(fw), given, is_backward=False, user_outputs=user)
     results = outputs(fw)
     made = [(name, node) for name, node in zip(forward.outputs, results, strict=True) if isinstance(node, fx.Node)]
     # Inductor hands over what it copied an input to, where it laid it out anew.
@@ -94,7 +114,12 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
         name for name, node in made if name and node.name not in copied and storage_key(node) in before.uncounted
     ]
     first = replay(
-        forward.source, {}, forward.result_nbytes, uncounted=uncounted, workspace_nbytes=forward.workspace_nbytes
+        forward.source,
+        {},
+        forward.result_nbytes,
+        uncounted=uncounted,
+        workspace_nbytes=forward.workspace_nbytes,
+        block=block,
     )
     strides = {
         node.name: stride
@@ -105,15 +130,16 @@ def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine,
     callers = (*placeholders(fw), *results[:count], *outputs(bw))
     held = {storage_key(node) for node in callers if isinstance(node, fx.Node)} - {None}
     donated = [i for i, node in enumerate(placeholders(bw)) if node.name in strides and storage_key(node) not in held]
-    backward = lower_for_cpu(copy_graph(bw), inputs, patches, workspace, is_backward=True, donated=donated)
+    backward = lowering(copy_graph(bw), inputs, is_backward=True, donated=donated)
     then = replay(
         backward.source,
         _given(bw, after, copied),
         backward.result_nbytes,
         uncounted=[name for name in backward.outputs if name],
         workspace_nbytes=backward.workspace_nbytes,
+        block=block,
     )
-    return Peaks(*(max((moment.most_bytes for moment in moments), default=0) for moments in (first, then)))
+    return first, then
 
 
 def _is_simple(gm: fx.GraphModule) -> bool:

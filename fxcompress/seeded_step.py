@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from fxcompress import compat
 from fxcompress.errors import OptionError
 from fxcompress.inputs import InputSpec
 from fxcompress.options import Options
@@ -21,14 +21,13 @@ def seeded(
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         case = materialize_callable(model_factory, inputs, None)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         torch.manual_seed(options.seed + 1)
         yield case
 
 
 def outputs_of(result: object) -> dict[str, torch.Tensor]:
-    leaves, _ = pytree.tree_flatten_with_path(result)
-    return {f"output{pytree.keystr(path)}": leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return {f"output{path}": tensor for path, tensor in compat.tensors_by_path(result).items()}
 
 
 def loss_of(outputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:

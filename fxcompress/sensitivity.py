@@ -168,11 +168,11 @@ def calibrate(
 
 def step_quietly(model: nn.Module, run: Run, backend: Callable[..., Any]) -> None:
     """One forward and backward through `backend`, of which nothing remains."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         gradients_quietly(model, lambda plain: run(torch.compile(plain, backend=backend)))
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
 
 def gradients_quietly(model: nn.Module, run: Run) -> Sequence[Tensor | None]:

@@ -19,8 +19,8 @@ from functorch.compile import (  # type: ignore[import-untyped]
     nop,
 )
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from fxcompress import compat
 from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import placeholders
 
@@ -82,7 +82,7 @@ def capture(
 
     def partition_fn(joint: fx.GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         split = default_partition if partition == "default" else min_cut_rematerialization_partition
-        with torch._functorch.config.patch(recompute_views=partition == "bases"):
+        with compat.recomputing_views(partition == "bases"):
             pair = split(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
         found.append((copy_graph(pair[0]), copy_graph(pair[1]), num_fwd_outputs))
         return pair
@@ -166,7 +166,7 @@ def distance(left: Sequence[torch.Tensor | None], right: Sequence[torch.Tensor |
 
 def storages(values: object) -> dict[int, int]:
     """Distinct storages of real tensors: identity → bytes."""
-    leaves = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    leaves = compat.tensors_in(values)
     return {leaf.untyped_storage()._cdata: leaf.untyped_storage().nbytes() for leaf in leaves}
 
 
@@ -188,13 +188,12 @@ class Meter(fx.Interpreter):
 
     def watch(self, value: object) -> None:
         """Count the storages of `value` until they are freed."""
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                key = storage._cdata
-                if key not in self.uncounted and key not in self.alive:
-                    self.alive[key] = storage.nbytes()
-                    weakref.finalize(storage, self.alive.pop, key, None)
+        for leaf in compat.tensors_in(value):
+            storage = leaf.untyped_storage()
+            key = storage._cdata
+            if key not in self.uncounted and key not in self.alive:
+                self.alive[key] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, key, None)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.utils import _pytree as pytree
 
+from fxcompress import compat
 from fxcompress.inputs import InputSpec
 from fxcompress.ledger import reports, unchanged
 from fxcompress.options import GivenOptions, Options, as_options
@@ -175,12 +175,8 @@ def _gradients(module: torch.nn.Module) -> Tensors:
 
 
 def _input_gradients(args: object, kwargs: object) -> Tensors:
-    leaves, _ = pytree.tree_flatten_with_path((args, kwargs))
-    return {
-        f"input{pytree.keystr(path)}": leaf.grad
-        for path, leaf in leaves
-        if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.requires_grad
-    }
+    given = compat.tensors_by_path((args, kwargs))
+    return {f"input{path}": leaf.grad for path, leaf in given.items() if leaf.is_leaf and leaf.requires_grad}
 
 
 def _compare(plain: _Step, ours: _Step, options: Options, max_error: float) -> Verification:

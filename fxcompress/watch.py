@@ -72,8 +72,8 @@ def run_once(
         compiled: Callable[..., Any] = backend(gm, example_inputs, **more)
         return compiled
 
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+    torch.compiler.reset()
+    with compat.static_sizes():
         torch.compile(module, backend=counting)(*args, **kwargs)
     if not graphs:
         raise FxcompressError(

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.ops import op_name
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +37,7 @@ PREDICATES: Mapping[str, str] = MappingProxyType({"le": "<=", "lt": "<", "ge": "
 
 def expression_of(node: fx.Node, names: Callable[[fx.Node], str]) -> str | None:
     """A node's value in terms of its arguments' names; None if it is no operator of a chain."""
-    if node.op != "call_function" or node.kwargs or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or node.kwargs or not isinstance(node.target, OpOverload):
         return None
     name, arguments = op_name(node), node.args
     if name == "convert_element_type":

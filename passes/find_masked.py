@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence, Set
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.compat.tracing import stated_number
 from fxcompress.passes.alias import hint
 from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
@@ -178,7 +179,7 @@ def _behind(masks: list[fx.Node], given: Set[fx.Node]) -> list[fx.Node]:
 
 
 def _mask_arguments(node: fx.Node) -> list[fx.Node]:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return []
     names = [argument.name for argument in node.target._schema.arguments]
     given = [*zip(names, node.args, strict=False), *node.kwargs.items()]

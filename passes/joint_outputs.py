@@ -8,9 +8,9 @@ where it is still saved.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.find_saved import outputs
 
 
@@ -59,4 +59,4 @@ def sort_graph(graph: fx.Graph) -> None:
 
 def is_mutating(node: fx.Node) -> bool:
     """Whether a call writes into one of its operands."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable

@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
+
 GRADIENT = "gradient"
 """`meta["actcomp"]` of forward nodes that are gradients already."""
 
@@ -65,7 +67,7 @@ def op_name(node: fx.Node) -> str:
 
 
 def _target_name(target: object) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target._schema.name.rpartition("::")[2]
     return str(getattr(target, "__name__", target))
 
@@ -74,7 +76,7 @@ def full_name(node: fx.Node) -> str:
     """Operator as a user reads it: `aten.addmm`; for an element of a tuple, the operator that made the tuple."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return f"{full_name(node.args[0])}[{node.args[1]}]"
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return node.target._schema.name.replace("::", ".")
     return op_name(node)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Set
 
-import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.estimate_cut import Sketch
 from fxcompress.passes.ops import is_attention
 
@@ -17,7 +17,7 @@ def draws_again(sketch: Sketch, once: Set[fx.Node]) -> bool:
 
 def _drops_nothing(node: fx.Node) -> bool:
     """Attention that is told not to drop anything, and so is the same every time."""
-    if not is_attention(node) or not isinstance(node.target, torch._ops.OpOverload):
+    if not is_attention(node) or not isinstance(node.target, OpOverload):
         return False
     names = [argument.name for argument in node.target._schema.arguments]
     return bool(dict(zip(names, node.args, strict=False), **node.kwargs).get("dropout_p", 0.0) == 0.0)

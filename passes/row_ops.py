@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.row_slices import SLICE, SLICE_BACKWARD, SLICE_SCATTER, along, call_along
 from fxcompress.passes.token_rows import (
@@ -61,7 +62,7 @@ def family(node: fx.Node) -> Family:
         Unchunkable: no family knows the operator.
     """
     name = op_name(node)
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         raise Unchunkable("it is no operator on rows")
     found = _named(name)
     if found is not None:

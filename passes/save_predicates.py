@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
 from fxcompress.passes.find_amplified import find_amplified
@@ -273,7 +274,7 @@ def _is_times_one(node: fx.Node) -> bool:
 
 def _repeatable(node: fx.Node) -> bool:
     """Whether a copy of `node` computes the same elsewhere: no random operator, no higher-order operator."""
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded not in node.target.tags
     return getattr(node.target, "__module__", "") == operator.getitem.__module__  # elements of tuples, symbolic sizes
 

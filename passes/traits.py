@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcompress.compat import OpOverload
 from fxcompress.compat.tracing import storage_id
 from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key, storage_nbytes
@@ -91,7 +92,7 @@ def _items_of(node: fx.Node) -> list[torch.Tensor] | None:
 def is_opaque(node: fx.Node) -> bool:
     """Kernels that Inductor calls and does not generate: they read and write memory."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "inductor_prims"):
+    if not isinstance(target, OpOverload) or target.namespace not in ("aten", "prims", "inductor_prims"):
         return True
     return op_name(node) in _OPAQUE or is_attention(node) or _is_called_scatter(node)
 

@@ -152,7 +152,7 @@ def _call(graph: fx.Graph, target: Callable[..., Any], arguments: tuple[Any, ...
 
 
 def _short_name(target: Callable[..., Any]) -> str:
-    return str(target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else target.__name__)
+    return str(target.overloadpacket.__name__ if isinstance(target, compat.OpOverload) else target.__name__)
 
 
 def _key(encoding: Encoding) -> object:

@@ -64,7 +64,7 @@ def largest_guess(batch: int, used: int, limit: int) -> int:
 
 def used_bytes(model: str, batch: int, variant: Variant, scale: Scale, limit: int) -> int | None:
     """Bytes at the peak of a step, with parameters and gradients; None if they exceed the limit."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         job = large_job(model, batch, scale)
         used = _step_bytes(job, variant)

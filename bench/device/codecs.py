@@ -102,7 +102,7 @@ def lowered(
             raise Skipped("no kernels for this codec")
         return lambda x: kernels.encode(x, SALT), lambda parts: kernels.decode(parts, cols, dtype)
     if how == "compiled":
-        torch._dynamo.reset()
+        torch.compiler.reset()
         encode = torch.compile(encode, backend=scale.inner, dynamic=False)
         decode = torch.compile(decode, backend=scale.inner, dynamic=False)
     return encode, lambda parts: decode(*parts)

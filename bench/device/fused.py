@@ -135,7 +135,7 @@ def _gelu(x: Tensor, scale: Scale) -> Callable[[], Any]:
 
 
 def _compiled(function: Callable[..., Any], scale: Scale) -> Callable[..., Any]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     settings: dict[str, Any] | None = dict(FOR_GPU) if scale.inner == "inductor" else None
     compiled: Callable[..., Any] = torch.compile(function, backend=scale.inner, options=settings, dynamic=False)
     return compiled

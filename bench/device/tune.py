@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.compat import inductor_settings
 from bench.device.bandwidth import COLS, MIB, against_copy, rows_of
 from bench.device.codecs import SALT, Parts, lowered
 from bench.device.section import Cases, Measured, Scale, need_cuda
@@ -112,7 +113,7 @@ def time_form(codec: Affine, form: Form, scale: Scale) -> Measured:
     x = rows_of(codec, dtype, _BYTES, scale)
     parts = codec.encode(x, SALT)
     _, decode = lowered(codec, COLS, dtype, "compiled", scale)
-    with torch._inductor.config.patch({"triton.coalesce_tiling_analysis": form != "one dimension"}):
+    with inductor_settings({"triton.coalesce_tiling_analysis": form != "one dimension"}):
         ok = torch.equal(decode(parts)[:_CHECKED], _expected(codec, parts, dtype))
     return {**against_copy(lambda: decode(parts), codec, x, scale), "ok": ok}
 

@@ -63,7 +63,7 @@ def run(order: Order) -> int:
 def run_case(case: Callable[[], Measured]) -> tuple[Measured, bool]:
     """What a case found, or its error; and whether the process can run another after it."""
     # Dynamo gives up on a function that it has compiled a few times, and later cases would run in eager.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         return case(), False
     except Skipped as reason:

@@ -24,6 +24,7 @@ from fxcompress.compat.partitioner import TorchChoice as TorchChoice
 from fxcompress.compat.partitioner import choosing_saved_values as choosing_saved_values
 from fxcompress.compat.partitioner import partition as partition
 from fxcompress.compat.partitioner import recompute_rules as recompute_rules
+from fxcompress.compat.partitioner import recomputing_views as recomputing_views
 from fxcompress.compat.scene import CompileScene as CompileScene
 from fxcompress.compat.scene import compiled_frame as compiled_frame
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
@@ -36,7 +37,11 @@ from fxcompress.compat.tracing import in_storage as in_storage
 from fxcompress.compat.tracing import is_stored as is_stored
 from fxcompress.compat.tracing import make_graph_module as make_graph_module
 from fxcompress.compat.tracing import move_storages as move_storages
+from fxcompress.compat.tracing import static_sizes as static_sizes
 from fxcompress.compat.tracing import store_in_memory as store_in_memory
+from fxcompress.compat.trees import map_tensors as map_tensors
+from fxcompress.compat.trees import tensors_by_path as tensors_by_path
+from fxcompress.compat.trees import tensors_in as tensors_in
 from fxcompress.compat.triton_calls import triton_node as triton_node
 from fxcompress.compat.triton_calls import triton_nodes as triton_nodes
 
@@ -81,16 +86,6 @@ def fake_mode_of(values: Sequence[object]) -> Any:
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(list(values))
-
-
-def map_tensors(function: Callable[[torch.Tensor], Any], values: Any) -> Any:
-    """`values` with `function` in place of every tensor in its tuples, dicts and registered classes.
-
-    `torch.utils._pytree.tree_map_only`: run in 2.13, read in 2.11.
-    """
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(torch.Tensor, function, values)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What Inductor makes of a partitioned graph on a CPU, up to the text of its code: nothing is compiled or run.
+"""What Inductor makes of a partitioned graph, up to the text of its code: nothing is compiled or run.
 
 Names of `torch._inductor.compile_fx`, `.debug`, `.fx_passes.post_grad`, `.graph`, `.ir`, `.virtualized`: run in 2.13.
 """
@@ -17,6 +17,7 @@ class Lowered:
     """A graph after scheduling and code generation.
 
     Attributes:
+        graph: Inductor's `GraphLowering`; its scheduler's nodes are the kernels.
         source: the wrapper code, with every kernel in it.
         outputs: the buffer behind each output; empty for what is no tensor.
         strides: of each output, as Inductor chose them; None for what is no tensor.
@@ -24,6 +25,7 @@ class Lowered:
         workspace_nbytes: what calls of libraries need while they run, by the buffer that they return.
     """
 
+    graph: Any
     source: str
     outputs: tuple[str, ...]
     strides: tuple[tuple[int, ...] | None, ...]
@@ -31,15 +33,16 @@ class Lowered:
     workspace_nbytes: Mapping[str, int]
 
 
-def lower_for_cpu(
+def lower(
     gm: fx.GraphModule,
     inputs: Sequence[torch.Tensor],
     patches: Mapping[str, Any],
-    workspace: Callable[[fx.Node], int],
     *,
     is_backward: bool,
     user_outputs: Sequence[int] = (),
     donated: Sequence[int] = (),
+    workspace: Callable[[fx.Node], int] | None = None,
+    move: Callable[[fx.GraphModule], object] | None = None,
 ) -> Lowered:
     """Do to `gm` what `compile_fx` does; edits it.
 
@@ -47,11 +50,12 @@ def lower_for_cpu(
         gm: a forward or backward graph, of static sizes.
         inputs: fake tensors with the strides that the graph will be given.
         patches: of Inductor's config.
-        workspace: bytes that the kernel of a node needs besides its results; its arguments have the strides that
-            Inductor chose.
         is_backward: which of the two it is.
         user_outputs: positions of the outputs whose strides the user sees.
         donated: positions of the inputs that the graph may write over.
+        workspace: bytes that the kernel of a node needs besides its results, none if not stated; its arguments have
+            the strides that Inductor chose.
+        move: edits the graph once its values are known, to lie on another device than the inputs.
     """
     from torch._inductor import compile_fx, config
     from torch._inductor.debug import DebugContext
@@ -66,6 +70,9 @@ def lower_for_cpu(
         stack.enter_context(config.patch(dict(patches)))
         view_to_reshape(gm)  # type: ignore[no-untyped-call]
         mode = compile_fx.fake_tensor_prop(gm, list(inputs), True)
+        if move is not None:
+            move(gm)
+            inputs = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
         compile_fx._recursive_record_original_output_strides(gm)
         stack.enter_context(V.set_fake_mode(mode))
         stack.enter_context(V.set_debug_handler(DebugContext()))
@@ -79,17 +86,22 @@ def lower_for_cpu(
         strides = tuple(_strides(out) for out in graph.graph_outputs)
         code, _ = graph.codegen()
         outputs = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
-        results = result_nbytes(graph)
-        calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
-        needs = {
-            name: workspace(_as_lowered(node, graph.name_to_buffer[name]))
-            for name, node in calls.items()
-            if node is not None
-        }
-    return Lowered(code.value, outputs, strides, results, {name: nbytes for name, nbytes in needs.items() if nbytes})
+        results = _result_nbytes(graph)
+        needs = {} if workspace is None else _workspaces(graph, workspace)
+    return Lowered(graph, code.value, outputs, strides, results, needs)
 
 
-def result_nbytes(graph: Any) -> dict[str, int]:
+def _workspaces(graph: Any, workspace: Callable[[fx.Node], int]) -> dict[str, int]:
+    calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
+    needs = {
+        name: workspace(_as_lowered(node, graph.name_to_buffer[name]))
+        for name, node in calls.items()
+        if node is not None
+    }
+    return {name: nbytes for name, nbytes in needs.items() if nbytes}
+
+
+def _result_nbytes(graph: Any) -> dict[str, int]:
     """Bytes of every buffer of a lowered graph; 0 for several results, which are counted where they are picked, and for
     views that a library returns."""
     buffers = graph.name_to_buffer.items()

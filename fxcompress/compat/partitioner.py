@@ -39,6 +39,18 @@ def partition(
         )
 
 
+@contextlib.contextmanager
+def recomputing_views(wanted: bool) -> Iterator[None]:
+    """Whether PyTorch's partitioner recomputes views.
+
+    `torch._functorch.config.recompute_views`: run in 2.11 and 2.13.
+    """
+    from torch._functorch import config
+
+    with config.patch(recompute_views=wanted):
+        yield
+
+
 NodeInfo = Any
 """`partitioners.NodeInfo`: PyTorch's classification of a joint graph's nodes; read in 2.11, run in 2.13."""
 

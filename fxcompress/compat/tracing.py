@@ -1,6 +1,7 @@
 """What PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,16 @@ def fake_mode() -> FakeTensorMode:
     mode = FakeTensorMode()
     mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
     return mode
+
+
+@contextlib.contextmanager
+def static_sizes() -> Iterator[None]:
+    """Let Dynamo trace the sizes that it sees as they are; `torch._dynamo.config.automatic_dynamic_shapes`: run in 2.11
+    and 2.13."""
+    from torch._dynamo import config
+
+    with config.patch(automatic_dynamic_shapes=False):
+        yield
 
 
 def make_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import compile_generated, fake_cuda, lower, numels
+from bench.compat.fake_cuda import compile_generated, fake_cuda, lower, numels
 from bench.issue import WARP, Code, count_code, find_loops, measure, table
 from bench.kernel_bytes import kernel_sources
 from bench.models.blocks import default_dtype

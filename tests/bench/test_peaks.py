@@ -7,13 +7,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat import Pair
+from bench.compat.fake_cuda import fake_cuda, lower
 from bench.peaks import BLOCK, predict, replay_step, trace_large
-from bench.step_graphs import Pair, partition, plain, trace
+from bench.step_graphs import partition, plain, saved_nbytes, trace
 from bench.traffic import SETTINGS
 from bench.widths import options_of
 from fxcompress.compat import scheduling
-from fxcompress.compat.lowering import result_nbytes
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_saved import placeholders
@@ -40,7 +40,7 @@ def test_a_forward_counted_by_hand() -> None:
     fw, _ = partition(joint, plain)
     with fake_cuda():
         lowered = lower(fw, is_backward=False, user_outputs=[0])
-        moments = replay(lowered.source, {}, result_nbytes(lowered.graph), block=BLOCK)
+        moments = replay(lowered.source, {}, lowered.result_nbytes, block=BLOCK)
     wide, result = 2 * ROWS * WIDTH * FP32, ROWS * WIDTH * FP32
     assert max(moment.nbytes for moment in moments) == 2 * wide + result
     assert moments[-1].nbytes == wide + result
@@ -86,3 +86,15 @@ def test_what_is_ordered_by_is_what_the_code_allocates(toy: tuple[Pair, Pair, in
     assert given == {name: saved[name] for name in given} and len(given) > 10
     assert given.keys().isdisjoint(held)
     assert predicted == pytest.approx(max(peaks), rel=0.05)
+
+
+@pytest.mark.parametrize("model", ["vit_base", "gpt2_medium"])
+def test_what_the_forward_hands_over_is_found_once(model: str) -> None:
+    """Plain Inductor saves queries, keys and values as slices of one product."""
+    # Three: no saved tensor is as large as a weight, whose gradient would be written over it, and count nothing.
+    joint = trace_large(model, 3, toy=True)
+    pair, count = partition(joint, plain), joint.num_fwd_outputs
+    forward, backward = replay_step(pair, count, {}, block=1)
+    loss = 4
+    assert forward[-1].nbytes == backward[0].nbytes == saved_nbytes(pair[0], count) + loss
+    assert max(moment.nbytes for moment in backward) == pytest.approx(predict(pair, count), rel=0.05)

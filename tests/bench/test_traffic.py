@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 pytest.importorskip("triton")
 
 import fxcompress
-from bench.fake_cuda import Access, fake_cuda, gpu_layouts, lower
+from bench import traffic
+from bench.compat.fake_cuda import Access, fake_cuda, gpu_layouts, lower
 from bench.kernel_bytes import Kernel, count_kernels, count_passes, kernel_sources, merged_bytes, split_arguments
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.sass import compile_kernel
@@ -113,6 +114,32 @@ def test_gather_costs_its_rows_not_the_table() -> None:
         table, index = torch.empty(50_000, WIDTH), torch.empty(ROWS, dtype=torch.int64)
         (kernel,) = function_kernels(lambda table, index: table[index] * 2, table, index)
     assert sum(kernel.reads.values()) == ROWS * (WIDTH * FP32 + index.itemsize)
+
+
+def test_zeros_and_the_scatter_into_them_are_two_launches() -> None:
+    def scatter(places: Tensor, values: Tensor) -> Tensor:
+        return torch.zeros(ROWS, 4 * WIDTH).scatter_add(1, places, values)
+
+    with FakeTensorMode():
+        places, values = torch.empty(ROWS, WIDTH, dtype=torch.int64), torch.empty(ROWS, WIDTH)
+        fill, add = function_kernels(scatter, places, values)
+    assert (list(fill.reads.values()), list(fill.writes.values())) == ([], [4 * values.nbytes])
+    assert {places.nbytes, values.nbytes} <= set(add.reads.values())
+    assert add.writes.keys() == fill.writes.keys() < add.reads.keys()
+
+
+def test_a_refused_budget_leaves_the_other_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = ActcompPartitioner(Options(budget="1KiB", disable_passes=INLINED))
+    block = {"small": lambda: (GeluLinear(), [torch.empty(ROWS, WIDTH, requires_grad=True)])}
+    monkeypatch.setattr(traffic, "BLOCKS", block)
+    monkeypatch.setattr(traffic, "variants", lambda *_: {"plain": plain, "refused": refused, "again": plain})
+    monkeypatch.setattr("sys.argv", ["traffic", "--models", "small"])
+    assert traffic.main() == 0
+    printed = capsys.readouterr().out
+    assert "small, refused: budget of 1024 bytes" in printed
+    assert "again" in printed
 
 
 CODECS: dict[str, tuple[Codec, torch.dtype]] = {

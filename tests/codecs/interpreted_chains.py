@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from bench.chain_sass import Example, chain_of, trace
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat.fake_cuda import fake_cuda, lower
 from bench.kernel_bytes import kernel_sources
 from fxcompress import compat, pipeline
 from fxcompress.codecs import lowering, planes

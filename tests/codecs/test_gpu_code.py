@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("triton")
 
-from bench.fake_cuda import fake_cuda, lower
+from bench.compat.fake_cuda import fake_cuda, lower
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.valueset import Valueset

@@ -84,6 +84,11 @@ def _constant(value: object) -> Callable[..., object]:
     return lambda *args, **kwargs: value
 
 
+def _invert(value: torch.Tensor) -> torch.Tensor:
+    inverted: torch.Tensor = torch.ops.aten.bitwise_not.default(value)
+    return inverted
+
+
 def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     copied: torch.Tensor = torch.ops.aten.copy_.default(target, source)
     return copied
@@ -145,8 +150,9 @@ def fake_cuda() -> Iterator[None]:
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _constant(None)))
         interfaces = {"cuda": _interface(), "cuda:0": _interface()}
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, interfaces))
-        # A wheel without CUDA refuses this method on the device, but not the operator behind it.
+        # A wheel without CUDA refuses these methods on the device, but not the operators behind them.
         stack.enter_context(mock.patch.object(FakeTensor, "copy_", _copy, create=True))
+        stack.enter_context(mock.patch.object(FakeTensor, "__invert__", _invert, create=True))
         stack.enter_context(mock.patch.object(type(driver), "active", _Driver()))
         stack.enter_context(config.patch(compile_threads=1, force_disable_caches=True))
         for remembered in _cached_answers():

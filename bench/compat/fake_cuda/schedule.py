@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fake_cuda.lower import Lowered
+from fxcompress.compat.lowering import Lowered
 from fxcompress.passes.ops import is_view
 
 

@@ -11,10 +11,11 @@ fused kernel, with the operands and results of CUDA's.
 Every private name of torch that this needs is in this package; all were run in torch 2.13 with triton 3.9.
 """
 
-from bench.fake_cuda.compiled import Compiled, compile_generated, numels
-from bench.fake_cuda.device import DEVICE, fake_cuda, gpu_layouts
-from bench.fake_cuda.lower import Lowered, lower, retarget
-from bench.fake_cuda.schedule import Access, Scheduled, scheduled
+from bench.compat.fake_cuda.compiled import Compiled, compile_generated, numels
+from bench.compat.fake_cuda.device import DEVICE, fake_cuda, gpu_layouts
+from bench.compat.fake_cuda.lower import lower, retarget
+from bench.compat.fake_cuda.schedule import Access, Scheduled, scheduled
+from fxcompress.compat.lowering import Lowered
 
 __all__ = [
     "DEVICE", "Access", "Compiled", "Lowered", "Scheduled", "compile_generated", "fake_cuda", "gpu_layouts",

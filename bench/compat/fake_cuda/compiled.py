@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.fake_cuda.device import CAPABILITY, PROPERTIES
+from bench.compat.fake_cuda.device import CAPABILITY, PROPERTIES
 
 _NUMEL = re.compile(r"^    ([xyz]|r\d+_)numel = (\d+)$", re.MULTILINE)
 
