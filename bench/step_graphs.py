@@ -4,8 +4,8 @@ joint = trace(module, inputs)
 pair = partition(joint, ActcompPartitioner(Options(bits=4)))
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ Partitioner = Callable[..., Pair]
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """A joint graph after Inductor's passes, and what a partitioner is told with it."""
+    """A joint graph after Inductor's passes, and what a partitioner is told with it; `values` are what it was traced
+    with, tangents left out."""
 
     gm: fx.GraphModule
     inputs: Any
     arguments: dict[str, Any]
+    values: tuple[Any, ...] = ()
 
     @property
     def num_fwd_outputs(self) -> int:
@@ -64,8 +66,10 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Joint:
         ValueError: there is more than one graph, or none that wants a gradient.
     """
     recorder = _Recorder()
+    values: list[Any] = []
 
     def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        values[:] = examples
         return compat.partition_with_inductor(gm, examples, recorder)
 
     torch.compiler.reset()
@@ -73,14 +77,19 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Joint:
         torch.compile(module, backend=backend)(*inputs)
     if len(recorder.joints) != 1:
         raise ValueError(f"{type(module).__name__} has {len(recorder.joints)} training graphs; one can be counted")
-    return recorder.joints[0]
+    return replace(recorder.joints[0], values=tuple(values))
 
 
 def trace_bf16(factory: Callable[[], Case]) -> Joint:
     """The joint graph of a model on fake tensors, its parameters bf16."""
     with FakeTensorMode(), default_dtype(torch.bfloat16):
         module, args, kwargs = factory()
-        return trace(_Positional(module, tuple(kwargs)), [*args, *kwargs.values()])
+        return trace(as_positional(module, kwargs), [*args, *kwargs.values()])
+
+
+def as_positional(module: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
+    """A module that takes these keyword arguments by position, in their order."""
+    return _Positional(module, tuple(kwargs))
 
 
 class _Positional(nn.Module):

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxcompress import compat
 from fxcompress.codecs import operators
 from fxcompress.compat import FakeTensorMode
-from fxcompress.compat.lowering import lower_for_cpu
+from fxcompress.compat.lowering import lower
 from fxcompress.inductor_settings import settings_undone
 from fxcompress.passes.find_saved import outputs
 from fxcompress.replay import replay
@@ -47,7 +47,7 @@ def _nbytes_of_row(way: str, codec: str, width: int, dtype: torch.dtype) -> floa
     results: set[torch.UntypedStorage] = {
         out.meta["val"].untyped_storage() for out in outputs(gm) if isinstance(out, fx.Node)
     }
-    lowered = lower_for_cpu(gm, given, settings_undone(), lambda node: 0, is_backward=False)
+    lowered = lower(gm, given, settings_undone(), is_backward=False)
     moments = replay(lowered.source, {}, lowered.result_nbytes)
     most = max((moment.most_bytes for moment in moments), default=0)
     return max(most - sum(storage.nbytes() for storage in results), 0) / _ROWS

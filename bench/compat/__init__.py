@@ -87,3 +87,13 @@ def backend_of(name: str) -> Callable[..., Any]:
 
     found: Callable[..., Any] = lookup_backend(name)
     return found
+
+
+def with_reshapes(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph, in place, without views that hold for the graph's strides only; `fx_passes.post_grad.view_to_reshape`:
+    run in 2.11 and 2.13."""
+    from torch._inductor.fx_passes.post_grad import view_to_reshape
+
+    view_to_reshape(gm)  # type: ignore[no-untyped-call]
+    gm.recompile()
+    return gm
