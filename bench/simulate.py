@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,8 +36,9 @@ from fxcompress.inductor_settings import settings
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.find_saved import outputs, placeholders
 
-MODELS = ("cnn", "vit", "resnet", "gpt2", "bnn", "digits_vit", "bytegpt")
+MODELS = ("cnn", "vit", "resnet", "gpt2", "bert", "llama", "swin", "convnext", "bnn", "lstm")
 VARIANTS = (REFERENCE, "exact", "default", "4 bit", "2 bit")
+_LAUNCH = re.compile(r"^ +(\w+)\.run\(", re.MULTILINE)
 MIN_BYTES = 1024
 """Of tensors that are encoded: most tensors of models this small."""
 
@@ -129,8 +131,8 @@ def simulate(model: str, variant: str, joint: Joint, values: list[Any]) -> Row:
     """Lower one variant here, and run it in a process of its own."""
     start = time.perf_counter()
     case = make_case(variant, joint, values)
-    kernels = [len(source.split(".run(")) - 1 for source in (case.forward, case.backward)]
-    ours = sum(source.count("triton_heuristics.user_autotune") for source in (case.forward, case.backward))
+    launched = [name for source in (case.forward, case.backward) for name in _LAUNCH.findall(source)]
+    ours = sum(not name.startswith("triton_") for name in launched)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.pt"
         torch.save(case, path)
@@ -138,9 +140,9 @@ def simulate(model: str, variant: str, joint: Joint, values: list[Any]) -> Row:
         done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
-        return Row(model, variant, sum(kernels), ours, seconds=seconds, error=done.stderr.strip()[-400:])
+        return Row(model, variant, len(launched), ours, seconds=seconds, error=done.stderr.strip()[-400:])
     loss_error, grad_error = json.loads(done.stdout.splitlines()[-1])
-    return Row(model, variant, sum(kernels), ours, loss_error, grad_error, seconds)
+    return Row(model, variant, len(launched), ours, loss_error, grad_error, seconds)
 
 
 def make_case(variant: str, joint: Joint, values: list[Any]) -> Case:

@@ -106,9 +106,9 @@ class _Kernel:
         self._function[self._grid(given, blocks)](**given, **blocks)
 
     def _is_passed(self, name: str, kind: str) -> bool:
-        if self._kind != _BY_HAND and name.endswith("numel"):
-            return True
-        return kind != "constexpr" and name not in self._constants
+        if self._kind == _BY_HAND:
+            return kind != "constexpr" and name not in self._constants
+        return not name.isupper()
 
     def _blocks(self, given: dict[str, Any]) -> dict[str, Any]:
         """Sizes of blocks, and what else the kernel is compiled for."""
