@@ -81,8 +81,8 @@ def test_channels_last():
 
 
 def test_a_signal_of_one_channel_keeps_its_layout():
-    """As Wav2Vec2's first block, whose convolution is computed again: oneDNN reads off the stride of a dimension of size
-    1 how to lay its result out, and ATen's group normalization errs where that differs from the gradient's."""
+    """As Wav2Vec2's first block, whose convolution is computed again: oneDNN reads off the stride of a dimension of
+    size 1 how to lay its result out, and ATen's group normalization errs where that differs from the gradient's."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
