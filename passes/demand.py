@@ -101,14 +101,16 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     finishing = finishing_nodes(bw)
     known_stats: dict[fx.Node, bool] = {}
     stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
-    logs = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw))}
+    norms = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw)) or _is_maximum(_unmoved(pair.fw))}
     results = {}
     for pair in pairs:
         known = values.get(pair.fw)
         consumers = tuple(sorted({full_name(user) for node, user in _first_uses(pair.bw) if not is_view(user)}))
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
-            need = _uses_of(pair.bw, gradients, finishing, logs).need(bool(known and known.nonnegative))
+            uses = _uses_of(pair.bw, gradients, finishing, norms)
+            uses.probabilities = _is_softmax(_unmoved(pair.fw))
+            need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
 
@@ -143,6 +145,7 @@ class _Uses:
     asks_zero: bool = False
     attention: bool = False
     logits: bool = False
+    probabilities: bool = False
     product: bool = False
 
     def need(self, nonnegative: bool) -> Need:
@@ -151,13 +154,13 @@ class _Uses:
         if self.attention:
             return "attention"
         if not self.product:
-            return "derivative"
+            return "logits" if self.probabilities else "derivative"
         if not self.leaf_only:
             return "propagating"
         return "operand+mask" if self.asks_zero and nonnegative else "operand"
 
 
-def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], logs: set[fx.Node]) -> _Uses:
+def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], norms: set[fx.Node]) -> _Uses:
     """Follow one float tensor to where it meets gradients."""
     uses = _Uses()
     # What leaves a gradient was judged where it was mixed in.
@@ -167,13 +170,37 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or (name == "sub" and any(_unmoved(arg) in logs for arg in user.all_input_nodes))
+            uses.logits = uses.logits or _is_logarithm(user, norms)
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
         elif name != "where":
             uses.leaf_only = uses.leaf_only and _is_leaf_product(node, user, finishing)
     return uses
+
+
+def _is_logarithm(node: fx.Node, norms: set[fx.Node]) -> bool:
+    """Whether `node` is the logarithm of a softmax's numerator or result: an argument less its row's maximum or its
+    log-sum-exp, saved (`norms`) or rebuilt. An error of the argument is one of the exponential by a factor."""
+    taken = [_unmoved(arg) for arg in node.all_input_nodes] if op_name(node) == "sub" else []
+    return any(arg in norms or _is_maximum(arg) for arg in taken)
+
+
+def _is_softmax(node: fx.Node) -> bool:
+    """A softmax's result, also taken apart: an exponential divided by its own sum."""
+    if op_name(node) not in ("div", "true_divide"):
+        return op_name(node) in ("_softmax", "_safe_softmax", "softmax")
+    parts = [_unmoved(arg) for arg in node.args[:2] if isinstance(arg, fx.Node)]
+    if len(parts) < 2 or op_name(parts[0]) != "exp" or op_name(parts[1]) != "sum":
+        return False
+    return any(_unmoved(arg) is parts[0] for arg in parts[1].all_input_nodes)
+
+
+def _is_maximum(node: fx.Node) -> bool:
+    """The maximum of rows."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return op_name(node.args[0]) == "max" and bool(node.args[1] == 0)
+    return op_name(node) == "amax"
 
 
 def _is_log_sum(node: fx.Node) -> bool:

@@ -50,7 +50,7 @@ def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
 
 
 def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
-    """`[*lead, cols]` → a view with the original sizes and strides (those of size-1 dimensions are free)."""
+    """`[*lead, cols]` → a view with the original sizes and strides."""
     back = [0] * len(order.dims)
     for position, dim in enumerate(order.dims):
         back[dim] = position
@@ -58,21 +58,22 @@ def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
 
 
 def permutation(sizes: Sequence[Size], strides: Sequence[Size]) -> tuple[int, ...]:
-    """The dimensions by descending stride; equal ones, and those that cannot be compared, in their own order."""
+    """The dimensions by descending stride; equal ones, and those that cannot be compared, in their own order.
+
+    A dimension of size 1 stands behind those of its stride, which gives it back the stride that it had: kernels read
+    off it whether a map of one channel has its channels last.
+    """
+    ones = [dim for dim, size in enumerate(sizes) if statically_known_true(size == 1)]
     order: list[int] = []
-    for dim in range(len(sizes)):
+    for dim in (dim for dim in range(len(sizes)) if dim not in ones):
         at = len(order)
-        while at and _inside(order[at - 1], dim, sizes, strides):
+        while at and statically_known_true(strides[order[at - 1]] < strides[dim]):
             at -= 1
         order.insert(at, dim)
+    for one in ones:
+        inside = (at for at, dim in enumerate(order) if statically_known_true(strides[dim] < strides[one]))
+        order.insert(next(inside, len(order)), one)
     return tuple(order)
-
-
-def _inside(inner: int, outer: int, sizes: Sequence[Size], strides: Sequence[Size]) -> bool:
-    """Whether `inner` is known to run faster in memory than `outer`."""
-    if statically_known_true(sizes[outer] == 1):
-        return False
-    return statically_known_true(strides[inner] < strides[outer]) or statically_known_true(sizes[inner] == 1)
 
 
 def is_dense(sizes: Sequence[Size], strides: Sequence[Size]) -> bool:

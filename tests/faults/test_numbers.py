@@ -1,6 +1,8 @@
 """faults.md, section Numbers: values and sizes that break quantizers."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -165,6 +167,39 @@ def test_one_outlier_in_a_group():
 @pytest.mark.parametrize("act", [nn.Tanh, nn.Sigmoid, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softplus])
 def test_saturating_activations(act: type[nn.Module]):
     compare_both(lambda: (mlp(64, act()), (torch.randn(16, 64) * 20,)))
+
+
+class Scores(nn.Module):
+    """Attention with dropout on its probabilities, or a mixture weighted by them; `scale` spreads the scores."""
+
+    def __init__(self, softmax: Callable[[torch.Tensor], torch.Tensor], scale: float, *, mixes: bool) -> None:
+        super().__init__()
+        self.softmax, self.scale, self.mixes = softmax, scale, mixes
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        chosen = self.softmax(q @ k.mT * self.scale)
+        return chosen * (k @ v.mT) if self.mixes else nn.functional.dropout(chosen, 0.1) @ v
+
+
+def taken_apart(scores: torch.Tensor) -> torch.Tensor:
+    """As Inductor decomposes it."""
+    exponentials = (scores - scores.amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("softmax", [taken_apart, functools.partial(torch.softmax, dim=-1)], ids=["apart", "whole"])
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_scores_that_training_spreads_spoil_no_gradient(
+    scale: float, softmax: Callable[..., torch.Tensor], mixes: bool
+):
+    """An error of a score is one of its probability by a factor."""
+
+    def case():
+        heads = tuple(torch.randn(4, 64, 32, requires_grad=True) for _ in range(3))
+        return Scores(softmax, scale, mixes=mixes), heads
+
+    compare(case, {"inner": "aot_eager", "min_bytes": 64}, within=0.15, encodes=True)
 
 
 @pytest.mark.parametrize("power", [-20, 20])

@@ -80,6 +80,23 @@ def test_channels_last():
     compare_both(case)
 
 
+def test_a_signal_of_one_channel_keeps_its_layout():
+    """As Wav2Vec2's first block, whose convolution is computed again: oneDNN reads off the stride of a dimension of
+    size 1 how to lay its result out, and ATen's group normalization errs where that differs from the gradient's."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv1d(1, 16, 8, 4, bias=False), nn.GroupNorm(16, 16)
+            self.second = nn.Conv1d(16, 16, 3, 2, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.second(F.gelu(self.norm(self.first(x)))).float()
+
+    compare_both(lambda: (Block(), (torch.randn(3, 1, 200),)))
+
+
 def test_slices_of_one_fused_buffer_are_stored_and_counted_once():
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -103,6 +103,12 @@ def test_finding_twice_finds_the_same_and_edits_nothing(program: Program) -> Non
     assert needs(pair) == needs(pair)
 
 
+def taken_apart(scores: torch.Tensor) -> torch.Tensor:
+    """A softmax as Inductor decomposes it."""
+    exponentials = (scores - scores.amax(1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(1, keepdim=True)
+
+
 TABLE: dict[str, tuple[Callable[..., torch.Tensor], str, Need]] = {
     "gelu": (lambda x, w, v: F.gelu(x @ w), "mm", "derivative"),
     "tanh alone": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "derivative"),
@@ -113,6 +119,10 @@ TABLE: dict[str, tuple[Callable[..., torch.Tensor], str, Need]] = {
     "both operands": (lambda x, w, v: (x @ w).sin() @ (x @ v).sin(), "mm", "propagating"),
     "log probabilities": (lambda x, w, v: torch.log_softmax(x @ w, 1), "_log_softmax", "statistic"),
     "logits": (lambda x, w, v: (x @ w).logsumexp(1), "mm", "logits"),
+    "scores": (lambda x, w, v: taken_apart(x @ w) * v, "mm", "logits"),
+    "scores and values": (lambda x, w, v: taken_apart(x @ w) @ v, "mm", "logits"),
+    "probabilities": (lambda x, w, v: (x @ w).softmax(1) * 2, "_softmax", "logits"),
+    "probabilities and values": (lambda x, w, v: (x @ w).softmax(1) @ v, "_softmax", "propagating"),
     "statistic": (lambda x, w, v: F.layer_norm(x @ w, (16,)), "native_layer_norm", "statistic"),
     "index": (lambda x, w, v: (x @ w).gather(1, (x @ v).argsort(1)), "sort", "integer"),
     "mask": (lambda x, w, v: torch.where(x @ w > 0, x, v), "gt", "predicate"),
