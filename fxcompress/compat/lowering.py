@@ -1,6 +1,7 @@
 """What Inductor makes of a partitioned graph, up to the text of its code: nothing is compiled or run.
 
-Names of `torch._inductor.compile_fx`, `.debug`, `.fx_passes.post_grad`, `.graph`, `.ir`, `.virtualized`: run in 2.13.
+Names of `torch._inductor.compile_fx`, `.debug`, `.fx_passes.post_grad`, `.graph`, `.ir`, `.virtualized`: run in 2.11
+and 2.13.
 """
 
 import contextlib

@@ -10,8 +10,9 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependentOutputException
 from torch._subclasses.fake_tensor import DynamicOutputShapeException as DynamicOutputShapeException
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx._lazy_graph_module import _make_graph_module
 
 
@@ -76,14 +77,14 @@ def stated_number(value: object) -> complex | None:
         return value.item()
 
 
-def in_storage(val: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
-    """A fake tensor of static sizes like `val`, in another meta storage; no operator runs, which would cost ten times
-    as much. `FakeTensor(mode, meta tensor, device)`: run in 2.11 and 2.13."""
+def in_storage(val: torch.Tensor, storage: torch.UntypedStorage, device: torch.device | None = None) -> torch.Tensor:
+    """A fake tensor of static sizes like `val`, in another meta storage or on another device; no operator runs, which
+    would cost ten times as much. `FakeTensor(mode, meta tensor, device)`: run in 2.11 and 2.13."""
     assert isinstance(val, FakeTensor)
     with unset_fake_temporarily():
         meta = torch.empty(0, dtype=val.dtype, device="meta")
         meta.set_(storage, val.storage_offset(), val.shape, val.stride())
-        return FakeTensor(val.fake_mode, meta, val.device)
+        return FakeTensor(val.fake_mode, meta, device or val.device)
 
 
 def move_storages(graph: fx.Graph, moves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

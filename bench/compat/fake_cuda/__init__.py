@@ -8,7 +8,8 @@ Graphs are traced and partitioned on the CPU (a wheel without CUDA aborts on aut
 to index them) and moved just before they are lowered. What the trace decided stays decided: attention is the CPU's
 fused kernel, with the operands and results of CUDA's.
 
-Every private name of torch that this needs is in this package; all were run in torch 2.13 with triton 3.9.
+Every private name of torch that this needs is in this package; all were run in torch 2.11 with triton 3.6
+and in torch 2.13 with triton 3.9.
 """
 
 from bench.compat.fake_cuda.compiled import Compiled, compile_generated, numels

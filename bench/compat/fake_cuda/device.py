@@ -1,6 +1,6 @@
 """An H200 that is not there: what Dynamo, Inductor and Triton ask of a device while they generate code.
 
-Run in torch 2.13 with triton 3.9.
+Run in torch 2.11 with triton 3.6 and in torch 2.13 with triton 3.9.
 """
 
 import contextlib

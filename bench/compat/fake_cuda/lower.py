@@ -1,7 +1,4 @@
-"""From a partitioned graph on CPU fake tensors to Inductor's schedule and source for cuda:0.
-
-Run in torch 2.13.
-"""
+"""From a partitioned graph on CPU fake tensors to Inductor's schedule and source for cuda:0."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.compat.fake_cuda.device import DEVICE
 from fxcompress.compat import lowering
 from fxcompress.compat.lowering import Lowered
+from fxcompress.compat.tracing import FakeTensor, in_storage
 
 
 def retarget(gm: fx.GraphModule, device: torch.device = DEVICE) -> fx.GraphModule:
@@ -39,9 +36,7 @@ def on_device(value: Any, device: torch.device) -> Any:
     """A fake tensor's twin on `device`, in the same storage; anything else unchanged."""
     if not isinstance(value, FakeTensor) or value.device == device:
         return value
-    inner = torch.empty(0, dtype=value.dtype, device="meta")
-    inner.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-    return FakeTensor(value.fake_mode, inner, device)
+    return in_storage(value, value.untyped_storage(), device)
 
 
 def lower(

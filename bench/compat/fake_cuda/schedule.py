@@ -1,6 +1,7 @@
 """Which elements of which buffers each scheduled kernel touches, read off Inductor's schedule.
 
-Run in torch 2.13. `dependencies.MemoryDep` states an index expression over loop ranges; `StarDep` a whole buffer.
+`dependencies.MemoryDep` states an index expression over loop ranges, `StarDep` a whole buffer. Run in torch 2.11 and
+2.13.
 """
 
 import math
