@@ -4,7 +4,8 @@ The wrapper runs as it is: its generated and hand-written kernels are interprete
 its buffers lie in the CPU's memory. Only for processes that were started with TRITON_INTERPRET=1. The interpreter
 truncates where a GPU rounds to bf16, and has none of libdevice: NumPy's functions stand in.
 
-Names of `torch._inductor.runtime` and of `triton.runtime.interpreter`: run in torch 2.13 with triton 3.9.
+Names of `torch._inductor.runtime` and of `triton.runtime.interpreter`: run in torch 2.13 with triton
+3.9, and in torch 2.11 with triton 3.6.
 """
 
 import contextlib
@@ -78,12 +79,11 @@ class _Kernel:
         start = source.index("@triton_heuristics.")
         end = source.index("@triton.jit", start)
         decorator = source[start:end].strip().replace("@triton_heuristics.", "_heuristics.", 1)
-        body = f"{source[:start]}_said = {decorator}\n\n{source[end:]}".replace(
-            "triton_helpers.set_driver_to_gpu()", ""
-        )
+        body = f"{source[:start]}_said = {decorator}\n\n{source[end:].replace('in tl.range(', 'in _range(')}"
+        body = body.replace("triton_helpers.set_driver_to_gpu()", "")
         path.write_text(body)
         heuristics = SimpleNamespace(**{kind: _said(kind) for kind in _HEURISTICS})
-        scope: dict[str, Any] = {"__name__": name, "__file__": str(path), "_heuristics": heuristics}
+        scope: dict[str, Any] = {"__name__": name, "__file__": str(path), "_heuristics": heuristics, "_range": _range}
         exec(compile(body, str(path), "exec"), scope)
         scope["libdevice"] = scope["tl_math"] = LIBDEVICE
         (found,) = re.findall(r"def (\w+)", source[end:])[:1]
@@ -135,6 +135,12 @@ class _Kernel:
         sizes = {name: int(value) for name, value in given.items() if name.endswith("numel")}
         grid: tuple[int, ...] = GridExpr.from_meta(self._about, dict(blocks)).eval_slow({**sizes, **blocks})
         return grid
+
+
+def _range(*bounds: Any) -> range:
+    """`tl.range`: the interpreter of Triton 3.6 makes no loop's bound of a tensor under NumPy 2.4."""
+    numbers = [getattr(bound, "value", bound) for bound in bounds]
+    return range(*(int(np.ravel(number.handle.data)[0]) if hasattr(number, "handle") else number for number in numbers))
 
 
 def _said(kind: str) -> Callable[..., tuple[str, dict[str, Any]]]:
