@@ -28,7 +28,7 @@ def around_partitioner(wrap: Callable[[Callable[..., Any]], Callable[..., Any]])
     """Let `wrap` stand around every call of PyTorch's own partitioner, Inductor's and those of our cuts.
 
     Patches `min_cut_rematerialization_partition` in `torch._functorch.partitioners` and in
-    `torch._inductor.compile_fx`, which imports it: run in 2.11 and 2.13.
+    `torch._inductor.compile_fx`, which imports it: run in 2.13, read in 2.11.
     """
     from torch._functorch import partitioners
     from torch._inductor import compile_fx
