@@ -38,7 +38,7 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
 
 
 def _is_sum(source: fx.Node) -> bool:
-    """Whether its rows are zero only where several terms' are, such as a bias."""
+    """Whether its rows are zero only where all terms' are, a bias among them."""
     while op_name(source) in MOVES and len(source.all_input_nodes) == 1:
         source = source.all_input_nodes[0]
     return op_name(source) in _SUMS
