@@ -14,6 +14,7 @@ from fxcompress.facts import Need
 from fxcompress.options import Options
 from fxcompress.passes.find_saved import layer_of
 from fxcompress.passes.ops import is_attention, is_view
+from fxcompress.passes.row_groups import row_group
 
 SMALLEST_MAP = 16
 """Elements of a plane below which metadata would outweigh codes."""
@@ -45,7 +46,7 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
     zeros = need.endswith("+mask")
     sizes = _map_of(source, order) if options.codec in _MAPS else None
     why_not = _unfit(options.codec, need, bits, sizes)
-    size = options.group if isinstance(options.group, int) else 0
+    size = (options.group if isinstance(options.group, int) else 0) or row_group(source, order)
     if options.codec == "bounded" and not why_not:
         return _bounded(bits, size, options, source), ""
     if options.codec == "float8" and not why_not:

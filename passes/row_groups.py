@@ -1,0 +1,102 @@
+"""How many elements may share a scale where a normalization reads a tensor row by row.
+
+A row of zeros, such as the result of a masked position, has a standard deviation of nothing but eps, by which the
+backward divides: exact as zeros are, nothing comes of it, but a row that shares a scale with its neighbours decodes to
+their error, which grows a thousandfold. So groups end where rows do, and so do those of what such rows are computed
+from, which the gradient behind the division is multiplied with. Read-only.
+"""
+
+import math
+
+import torch
+from torch import fx
+
+from fxcompress.codecs.order import MemoryOrder
+from fxcompress.passes.ops import MOVES, is_view, op_name
+
+_WHOLE = 128
+"""Elements of the codecs' own groups."""
+_SMALLEST = 16
+"""Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
+_SUMS = frozenset("add sub addmm baddbmm convolution".split())
+_SQUARES = frozenset(["pow", "square", "mul"])
+_ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout where".split())
+
+
+def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
+    """Elements per group so that rows that are normalized do not share one; 0 where groups may be of any size.
+
+    Args:
+        source: what is to be stored, a forward node.
+        order: how it lies in memory; None if it is not dense.
+    """
+    if source is None or order is None or _is_sum(source) or not _is_normalized(source):
+        return 0
+    width = _row_of(source)
+    group = math.gcd(width, _WHOLE)
+    return group if group >= _SMALLEST and group < _WHOLE and order.cols % group == 0 else 0
+
+
+def _is_sum(source: fx.Node) -> bool:
+    """Whether its rows are zero only where all terms' are, a bias among them."""
+    while op_name(source) in MOVES and len(source.all_input_nodes) == 1:
+        source = source.all_input_nodes[0]
+    return op_name(source) in _SUMS
+
+
+def _is_normalized(source: fx.Node) -> bool:
+    """Whether rows of zeros in `source` would be rows of zeros that a normalization reads."""
+    values = [source]
+    for value in values:
+        for user in value.users:
+            if _normalizes(user):
+                return True
+            if user not in values and _carries_zeros(user, value):
+                values.append(user)
+    return False
+
+
+def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
+    """Whether a row of zeros in `value` makes one of the result."""
+    name = op_name(node)
+    from_left = name in ("mm", "bmm") and node.args[0] is value
+    return from_left or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
+
+
+def _row_of(source: fx.Node) -> int:
+    """Elements of a row, as what computes with it sees it; views may split rows, as heads do."""
+    widths = [_width(source)]
+    values = [source]
+    for value in values:
+        for user in value.users:
+            if is_view(user) or op_name(user) in MOVES:
+                values.append(user)
+            elif op_name(user) in ("mm", "bmm") and user.args[0] is value:
+                widths.append(_width(value))
+    return max(widths)
+
+
+def _normalizes(node: fx.Node) -> bool:
+    """Whether `node` normalizes rows, or takes the moments to do so."""
+    name = op_name(node)
+    if "layer_norm" in name or "rms_norm" in name:
+        return True
+    if name in _SQUARES:
+        return any(op_name(user) == "mean" and _along_rows(user) for user in node.users)
+    return name in ("var_mean", "var") and _along_rows(node)
+
+
+def _along_rows(node: fx.Node) -> bool:
+    """Whether a reduction is along the last dimension alone."""
+    source = node.args[0]
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(source, fx.Node) or not isinstance(dims, (list, tuple)) or len(dims) != 1:
+        return False
+    return dims[0] in (-1, source.meta["val"].dim() - 1)
+
+
+def _width(node: fx.Node) -> int:
+    """Elements of a row; 0 if that is no static number."""
+    val = node.meta.get("val")
+    size = val.shape[-1] if isinstance(val, torch.Tensor) and val.dim() > 1 else 0
+    return size if isinstance(size, int) else 0
