@@ -206,11 +206,14 @@ class _Failure:
 
 
 def _finished(pair: compat.Partition, rewriting: Rewriter, chooser: Ranking) -> Result:
-    """The pair rewritten, whether or not it keeps the limit."""
+    """The pair rewritten, whether or not it keeps the limit; a replayed plan has its own, of a shared budget."""
     assert chooser.cuts is not None
     budget = _budget(chooser)
     made = rewriting(pair, chooser.cuts.plain_saved_bytes, replace(budget, limit_bytes=sys.maxsize))
-    fits = tuple(replace(fit, limit_bytes=budget.limit_bytes) for fit in made.plan.fits)
+    fits = tuple(
+        replace(fit, limit_bytes=budget.limit_bytes) if fit.limit_bytes == sys.maxsize else fit
+        for fit in made.plan.fits
+    )
     return replace(made, plan=replace(made.plan, fits=fits))
 
 
