@@ -35,6 +35,7 @@ from bench.widths import options_of
 from fxcompress.inductor_settings import settings
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.replayed_peak import laid_out
 
 MODELS = ("cnn", "vit", "resnet", "gpt2", "bert", "llama", "swin", "convnext", "bnn", "lstm")
 VARIANTS = (REFERENCE, "exact", "default", "4 bit", "2 bit")
@@ -164,19 +165,13 @@ def make_case(variant: str, joint: Joint, values: list[Any]) -> Case:
     taken = [node.name for node in placeholders(pair[1])]
     with fake_cuda():
         forward = lower(pair[0], is_backward=False, user_outputs=range(joint.num_fwd_outputs), settings=patches)
-        strides = dict(zip(handed, forward.strides, strict=True))
-        # A saved tensor comes with the strides that the forward chose.
-        inputs = [laid_out(node, strides.get(node.name)) for node in placeholders(pair[1])]
+        chosen = zip(handed, forward.strides, strict=True)
+        strides = {name: stride for name, stride in chosen if stride is not None}
+        inputs = [laid_out(node, strides) for node in placeholders(pair[1])]
         backward = lower(pair[1], inputs, is_backward=True, settings=patches)
     copies = [value.clone() if isinstance(value, Tensor) else value for value in values]
     expected, gradients = run_by_aten(reference, copies, joint.num_fwd_outputs)
     return Case(forward.source, backward.source, values, handed, taken, joint.num_fwd_outputs, expected, gradients)
-
-
-def laid_out(node: fx.Node, stride: tuple[int, ...] | None) -> Any:
-    """The fake value of a node with these strides, if there are any."""
-    val = node.meta["val"]
-    return val if stride is None or stride == tuple(val.stride()) else val.as_strided(val.shape, stride)
 
 
 def run_by_aten(pair: Pair, values: list[Any], count: int) -> tuple[list[Any], list[Any]]:

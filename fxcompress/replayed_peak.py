@@ -126,7 +126,7 @@ def replay_pair(
         for node, stride in zip(results, forward.strides, strict=True)
         if isinstance(node, fx.Node) and stride is not None
     }
-    inputs = [_laid_out(node, strides) for node in placeholders(bw)]
+    inputs = [laid_out(node, strides) for node in placeholders(bw)]
     callers = (*placeholders(fw), *results[:count], *outputs(bw))
     held = {storage_key(node) for node in callers if isinstance(node, fx.Node)} - {None}
     donated = [i for i, node in enumerate(placeholders(bw)) if node.name in strides and storage_key(node) not in held]
@@ -159,7 +159,7 @@ def _is_static(val: torch.Tensor) -> bool:
     return val.layout is torch.strided and all(isinstance(size, int) for size in val.shape)
 
 
-def _laid_out(node: fx.Node, strides: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
+def laid_out(node: fx.Node, strides: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
     """What a backward is given: a saved tensor comes with the strides that the forward chose."""
     val: torch.Tensor = node.meta["val"]
     stride = strides.get(node.name)

@@ -14,7 +14,7 @@ from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Items, cost_of, curve_of
 
 ROUNDS = 3
-"""Guesses that follow the last choice; a fourth seldom changes anything."""
+"""Guesses that follow the last choice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ _REPLACED = (
 
 
 def load(source: str, folder: Path) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """A generated graph as a function of its inputs, which it leaves as they are.
+    """A generated graph as a function of its inputs, over which it may write as it would on a GPU.
 
     Args:
         source: as from `lower`.
@@ -124,7 +124,7 @@ class _Kernel:
                 size = int(given[f"{dimension}numel"])
                 found[name] = min(1 << max(size - 1, 0).bit_length(), largest[dimension])
             elif kind == "constexpr":
-                found[name] = {"RSPLIT_SIZE": self._about.get("RSPLIT_SIZE")}.get(name, 1)
+                found[name] = self._about["RSPLIT_SIZE"] if name == "RSPLIT_SIZE" else 1
         if self._kind == "pointwise" and "YBLOCK" in found:
             found["XBLOCK"] = min(found["XBLOCK"], _LARGEST["y"])
         return found
