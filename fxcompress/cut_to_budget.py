@@ -1,12 +1,12 @@
 """From a joint graph and a budget to a rewritten pair whose predicted peak keeps it.
 
-The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten. What only
-shows then (exact needs, the working memory of codecs) may put the peak above the budget: the same cut is tried once
-more with a lower aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. What
-fits by the memory model is lowered, and its allocations are replayed (`replayed_peak`): that peak must fit as well.
-Finishing may also make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is
-finished as well, and the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest
-estimated peak and PyTorch's own two are finished as low as they get: what they reach is what a `BudgetError` states.
+The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten, and the
+pair is lowered and its allocations replayed (`replayed_peak`). That peak must fit; where it cannot be told, the memory
+model's. Where it does not (exact needs, the working memory of codecs), the same cut is tried once more with a lower
+aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. Finishing may also make
+the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as well, and the
+cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest estimated peak and
+PyTorch's own two are finished as low as they get: the lowest peak reached is what a `BudgetError` states.
 """
 
 import sys
@@ -173,36 +173,29 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
         BudgetError: no cut tried leads to a pair that keeps the budget.
         PlanError: a plan is replayed that was made for another graph.
     """
-    failures: list[_Failure] = []
+    failures: list[BudgetError | PlanError] = []
     best: Result | None = None
     while chooser.may_beat(best):
         with compat.choosing_saved_values(chooser.choose):
             pair = cut(rebuild_more=True)
         if chooser.cuts is None:  # nothing depends on a tangent, and PyTorch did not ask
             return rewriting(pair, None, None)
-        finished: Result | None = None
         try:
-            finished = _finished(pair, rewriting, chooser)
-            result = _kept(_replayed(_kept(finished, chooser), chooser), chooser)
+            result = _kept(_replayed(_finished(pair, rewriting, chooser), chooser), chooser)
         except (BudgetError, PlanError) as error:
-            failures.append(_Failure(error, finished))
+            failures.append(error)
             chooser.next(error)
         else:
             best = result if best is None or overhead_s(result) < overhead_s(best) else best
             chooser.skip()
-    return best or _lowest(failures, chooser)
+    if best is None:
+        raise min(failures, key=_height)
+    return best
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a cut was not taken, and what it was finished to, if it was."""
-
-    error: BudgetError | PlanError
-    finished: Result | None
-
-    def height(self) -> float:
-        """Budget errors by their peak, before those of a plan that fits no cut."""
-        return self.error.peak_bytes if isinstance(self.error, BudgetError) else float("inf")
+def _height(error: BudgetError | PlanError) -> float:
+    """Budget errors by their peak, before those of a plan that fits no cut."""
+    return error.peak_bytes if isinstance(error, BudgetError) else float("inf")
 
 
 def _finished(pair: compat.Partition, rewriting: Rewriter, chooser: Ranking) -> Result:
@@ -229,19 +222,6 @@ def _replayed(result: Result, chooser: Ranking) -> Result:
         backward_peak_bytes=found.backward_bytes,
     )
     return replace(result, plan=replace(result.plan, peak_after=peak))
-
-
-def _lowest(failures: list[_Failure], chooser: Ranking) -> Result:
-    """The plan with the lowest peak, if it keeps the limit after all; what the model says may be too high.
-
-    Raises:
-        BudgetError: it does not.
-        PlanError: no plan fits the graph.
-    """
-    failure = min(failures, key=_Failure.height)
-    if failure.finished is None:
-        raise failure.error
-    return _kept(_replayed(failure.finished, chooser), chooser)
 
 
 def _kept(result: Result, chooser: Ranking) -> Result:

@@ -40,6 +40,7 @@ from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
+from fxcompress.passes.save_early import save_early
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded
@@ -128,6 +129,8 @@ def run(
     prepared = clock.run(
         "prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)
     )
+    if "save_early" not in options.disable_passes:
+        clock.run("save_early", lambda: save_early(fw, count))
     if fused and "store_sums" not in options.disable_passes:
         clock.run("store_sums", lambda: store_sums(bw))
     found = clock.run("analyse", lambda: _analyse(fw, bw, options, count)) if prepared.edited else first

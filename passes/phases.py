@@ -12,6 +12,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.save_early import may_move, place_early
 from fxcompress.passes.traits import Traits, traits_of
 
 Known = dict[fx.Node, Traits]
@@ -74,7 +75,8 @@ def cut_phases(
 ) -> tuple[Phase, Phase]:
     """The forward and the backward that a joint graph falls into if exactly `saved` is handed over.
 
-    The backward runs its nodes in the joint graph's order, each recomputed value right before what first needs it
+    The forward runs what only `saved` needs as soon as that lets something go (`save_early`). The backward runs its
+    nodes in the joint graph's order, each recomputed value right before what first needs it
     (`reordering_to_mimic_autograd_engine`).
 
     Args:
@@ -89,12 +91,15 @@ def cut_phases(
     given = dict.fromkeys(joint.find_nodes(op="placeholder"))
     user, gradients = results[:num_fwd_outputs], results[num_fwd_outputs:]
     order = {node: i for i, node in enumerate(joint.nodes)}
-    forward = _needed([*user, *saved], given.__contains__)
+    needed = _needed(user, given.__contains__)
+    late = _needed(saved, lambda node: node in given or node in needed)
     known = dict.fromkeys([*given, *saved])
     backward = _needed(gradients, known.__contains__)
     held = [node for node in given if is_forward_input(node)]
     shared: Known = {} if traits is None else traits
-    before = make_phase(sorted(forward, key=order.__getitem__), held, [*user, *saved], shared, stored)
+    left = [*(item for item in user if item is not None), *saved]
+    forward = place_early(sorted(needed | late, key=order.__getitem__), set(filter(may_move, late)), left)
+    before = make_phase(forward, held, left, shared, stored)
     return before, make_phase(_lazily(backward, order), known, gradients, shared, stored)
 
 
