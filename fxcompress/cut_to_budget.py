@@ -10,7 +10,7 @@ PyTorch's own two are finished as low as they get: the lowest peak reached is wh
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import fx
@@ -21,10 +21,10 @@ from fxcompress.limits import Budget, budget_bytes, kept
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
 from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut
-from fxcompress.passes.find_channels_last import find_channels_last
-from fxcompress.passes.liveness import Machine
 from fxcompress.pipeline import Result
-from fxcompress.replayed_peak import replayed_peaks
+from fxcompress.plain_cut import machine_of
+from fxcompress.plan import Decision
+from fxcompress.replayed_peak import Peaks, replayed_peaks
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""
@@ -64,6 +64,8 @@ class Ranking:
     """By how much the limit was lowered for the ranking at hand."""
     last: list[int] | None = None
     """Cuts still to be finished as low as they get, whatever that costs, after all others failed."""
+    known: dict[tuple[str, tuple[Decision, ...]], Peaks | None] = field(default_factory=dict)
+    """Peaks that were replayed: several cuts, or aims, may lead to the same pair."""
 
     def next(self, error: BudgetError | PlanError) -> None:
         """Aim lower with the same cut once, then take the next one."""
@@ -132,8 +134,7 @@ class Ranking:
     def _rank(self, joint: fx.Graph, info: compat.NodeInfo, torch_choice: compat.TorchChoice) -> None:
         gm = joint.owning_module
         assert gm is not None
-        fused = self.options.inner == "inductor"
-        machine = Machine(fused, fused and bool(find_channels_last(gm)))
+        machine = machine_of(gm, self.options.inner, self.options)
 
         def limit_of(plain_peak_bytes: int) -> int:
             assert self.options.budget is not None
@@ -212,7 +213,12 @@ def _finished(pair: compat.Partition, rewriting: Rewriter, chooser: Ranking) -> 
 
 def _replayed(result: Result, chooser: Ranking) -> Result:
     """The result with the peak that it will have, where that can be told."""
-    found = replayed_peaks(result.fw, result.bw, chooser.num_fwd_outputs, chooser.options) if result.plan.fits else None
+    if not result.plan.fits:
+        return result
+    pair = result.plan.fingerprint, result.plan.decisions
+    if pair not in chooser.known:
+        chooser.known[pair] = replayed_peaks(result.fw, result.bw, chooser.num_fwd_outputs, chooser.options)
+    found = chooser.known[pair]
     if found is None:
         return result
     peak = replace(

@@ -14,8 +14,7 @@ from torch import fx, nn
 from fxcompress import compat
 from fxcompress.passes.alias import distinct_nbytes
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.liveness import find_peak
-from fxcompress.plain_cut import machine_of
+from fxcompress.passes.liveness import Machine, find_peak
 
 STATES = {"adamw": 2, "sgd": 1, "none": 0}
 """Tensors of a parameter's size and dtype that an optimizer keeps: both moments of AdamW, the momentum of SGD."""
@@ -83,9 +82,9 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({int(storage._cdata): int(storage.nbytes()) for storage in storages}.values())
 
 
-def need_of(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, inner: str) -> GraphNeed:
-    """What a forward/backward pair needs when the inner compiler `inner` runs it."""
-    peak = find_peak(fw, bw, num_fwd_outputs, machine_of(fw, inner))
+def need_of(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, machine: Machine) -> GraphNeed:
+    """What a forward/backward pair needs when `machine` runs it."""
+    peak = find_peak(fw, bw, num_fwd_outputs, machine)
     given, saved = _tensors(outputs(fw)[:num_fwd_outputs]), _tensors(outputs(fw)[num_fwd_outputs:])
     saved_bytes = distinct_nbytes(saved)
     return GraphNeed(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxcompress import ledger
 from fxcompress.batch import Batches, batch_maker
@@ -18,6 +18,7 @@ from fxcompress.compat.tracing import fake_mode
 from fxcompress.errors import BudgetError, FxcompressError, OptionError, nearest
 from fxcompress.footprint import STATES, Footprint, GraphNeed, footprint_of, need_of, stacked_peak
 from fxcompress.options import GivenOptions, Options, as_options
+from fxcompress.plain_cut import machine_of
 from fxcompress.solve.largest import Tested, find_largest
 from fxcompress.trace import materialize
 from fxcompress.watch import interpreting, partitioner_for, run_once
@@ -198,9 +199,11 @@ def _run(
 ) -> None:
     """Trace one step; `needs` gets what each of its graphs needs."""
     unchanged = len(ledger.unchanged())
-    backend = interpreting(
-        partitioner_for(options, inner), inner, lambda fw, bw, count: needs.append(need_of(fw, bw, count, inner))
-    )
+
+    def seen(fw: fx.GraphModule, bw: fx.GraphModule, count: int) -> None:
+        needs.append(need_of(fw, bw, count, machine_of(fw, inner, options)))
+
+    backend = interpreting(partitioner_for(options, inner), inner, seen)
     run_once(module, args, kwargs, backend)
     if reasons := ledger.unchanged()[unchanged:]:
         raise FxcompressError(f"a graph is compiled unchanged, and what it needs is not known: {reasons[0]}")

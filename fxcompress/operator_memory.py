@@ -15,12 +15,18 @@ from fxcompress import compat
 from fxcompress.codecs import operators
 from fxcompress.compat import FakeTensorMode
 from fxcompress.compat.lowering import lower
-from fxcompress.inductor_settings import settings_undone
+from fxcompress.compat.scheduler_passes import settings_undone
 from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.workspace import workspace_nbytes
 from fxcompress.replay import replay
 
 _ROWS = 64
 """Rows of the sample; temporaries grow in proportion to them."""
+
+
+def called_nbytes(node: fx.Node) -> int:
+    """Bytes that a library's call, or one of an operator of ours, allocates and frees on a CPU."""
+    return operator_nbytes(node) or workspace_nbytes(node, channels_last=False)
 
 
 def operator_nbytes(node: fx.Node) -> int:

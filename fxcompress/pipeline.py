@@ -19,6 +19,7 @@ from torch import fx
 from fxcompress.compat.kernels import computes_as_generated
 from fxcompress.error_table import ErrorTable
 from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
+from fxcompress.inductor_settings import orders_kernels
 from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
 from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import find_storages
@@ -123,8 +124,8 @@ def run(
     clock.run("expose_predicates", lambda: expose_predicates(bw))
     first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     channels_last = find_channels_last(fw) if fused else set()
-    machine = Machine(fused, bool(channels_last))
-    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
+    machine = Machine(fused, bool(channels_last), fused and orders_kernels(options))
+    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, replace(machine, ends_rows=False)))
     stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
     prepared = clock.run(
         "prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)

@@ -11,6 +11,8 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.facts import Peak
+from fxcompress.inductor_settings import orders_kernels
+from fxcompress.options import Options
 from fxcompress.passes.estimate_cut import saved_nbytes
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.liveness import Machine, find_cut_peak
@@ -53,7 +55,14 @@ def plain_partition(
         )
 
 
-def machine_of(gm: fx.GraphModule, inner: str) -> Machine:
-    """How the inner compiler `inner` runs a joint graph, or the pair that `gm` is the forward of."""
+def machine_of(gm: fx.GraphModule, inner: str, options: Options | None = None) -> Machine:
+    """How the inner compiler `inner` runs a joint graph, or the pair that `gm` is the forward of.
+
+    Args:
+        gm: the graph.
+        inner: "inductor" or "aot_eager".
+        options: ours, with which it is compiled; None: without us.
+    """
     fused = inner == "inductor"
-    return Machine(fused, fused and bool(find_channels_last(gm)))
+    ends_rows = fused and options is not None and orders_kernels(options)
+    return Machine(fused, fused and bool(find_channels_last(gm)), ends_rows)

@@ -14,8 +14,9 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.compat.lowering import Lowered, lower
-from fxcompress.inductor_settings import settings, settings_undone
-from fxcompress.operator_memory import operator_nbytes
+from fxcompress.compat.scheduler_passes import settings_undone
+from fxcompress.inductor_settings import settings
+from fxcompress.operator_memory import called_nbytes
 from fxcompress.options import Options
 from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key
@@ -25,7 +26,6 @@ from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.liveness import Half, Machine, find_halves
 from fxcompress.passes.traits import buffers_of
-from fxcompress.passes.workspace import workspace_nbytes
 from fxcompress.replay import Moment, replay
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,8 @@ def replayed_peaks(
 
 
 def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine, patches: Mapping[str, Any]) -> Peaks:
-    def workspace(node: fx.Node) -> int:
-        return operator_nbytes(node) or workspace_nbytes(node, channels_last=False)
-
     def lowering(gm: fx.GraphModule, inputs: list[torch.Tensor], **how: Any) -> Lowered:
-        return lower(gm, inputs, patches, workspace=workspace, **how)
+        return lower(gm, inputs, patches, workspace=called_nbytes, **how)
 
     halves = replay_pair(fw, bw, count, machine, lowering)
     return Peaks(*(max((moment.most_bytes for moment in moments), default=0) for moments in halves))

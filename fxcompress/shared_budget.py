@@ -21,6 +21,7 @@ from fxcompress.footprint import GraphNeed, need_of, stacked_peak
 from fxcompress.limits import budget_bytes
 from fxcompress.options import Options
 from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.plain_cut import machine_of
 from fxcompress.watch import Partitioner, interpreting, partitioner_for, run_once
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,15 @@ class Shared:
     peak_bytes: int
 
 
-def needs_of(case: Case, partitioner: Partitioner, inner: str) -> list[GraphNeed]:
-    """What each graph of a step needs that `partitioner` cuts, in the order they are compiled."""
+def needs_of(case: Case, partitioner: Partitioner, inner: str, options: Options | None = None) -> list[GraphNeed]:
+    """What each graph of a step needs that `partitioner` cuts, as they are compiled; `options` if it is ours."""
     needs: list[GraphNeed] = []
     module, args, kwargs = case
-    backend = interpreting(partitioner, inner, lambda fw, bw, count: needs.append(need_of(fw, bw, count, inner)))
-    run_once(module, args, kwargs, backend)
+
+    def seen(fw: fx.GraphModule, bw: fx.GraphModule, count: int) -> None:
+        needs.append(need_of(fw, bw, count, machine_of(fw, inner, options)))
+
+    run_once(module, args, kwargs, interpreting(partitioner, inner, seen))
     return needs
 
 
@@ -69,7 +73,7 @@ def share_budget(case: Case, options: Options, plain: Sequence[GraphNeed]) -> Sh
     lowest = stacked_peak(plain)
     for _ in range(TRACES):
         budgets = tuple(int(w + share * need.saved_bytes) for w, need in zip(working, plain, strict=True))
-        peak = stacked_peak(needs_of(case, sharing(options, budgets), options.inner))
+        peak = stacked_peak(needs_of(case, sharing(options, budgets), options.inner, options))
         log.info("share %.3f of what %d graphs save: predicted peak %d of %d bytes", share, len(plain), peak, limit)
         lowest = min(lowest, peak)
         if peak <= limit:

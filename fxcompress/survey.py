@@ -101,8 +101,8 @@ def _trace(case: Case, options: Options | None, inner: str) -> _Step:
     known = len(ledger.reports())
 
     def seen(fw: fx.GraphModule, bw: fx.GraphModule, count: int) -> None:
-        needs.append(need_of(fw, bw, count, inner))
-        timelines.append(record_memory(fw, bw, count, machine_of(fw, inner)))
+        needs.append(need_of(fw, bw, count, machine_of(fw, inner, options)))
+        timelines.append(record_memory(fw, bw, count, machine_of(fw, inner, options)))
         plans = ledger.reports()[known:]
         notes = _notes(plans[-1].decisions) if plans else {}
         listings.append((list_graph(fw, notes), list_graph(bw, {})))

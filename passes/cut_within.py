@@ -97,6 +97,9 @@ def cut_within(
     model = make_model(gm, plain, options, num_fwd_outputs, machine)
     first = model.sketch(OWN, plain).estimate()
     before = first.peak_kept()
+    if machine.ends_rows:
+        unordered = replace(model, machine=replace(machine, ends_rows=False))
+        before = unordered.sketch(OWN, plain).estimate().peak_kept()
     if machine.fused and "store_sums" not in options.disable_passes:
         sums = find_sums(gm.graph, model.gradients)
         model = replace(model, stored=frozenset(sums))

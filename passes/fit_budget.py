@@ -11,15 +11,15 @@ from torch import fx
 
 from fxcompress import codecs, costs
 from fxcompress.passes.alias import Storage
-from fxcompress.passes.allocate_calls import Problem, allocate_calls
 from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes
 from fxcompress.passes.codec_memory import working_sizes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
-from fxcompress.passes.pick_lowering import may_call
 from fxcompress.plan import KEEP, Decision, Param
+from fxcompress.solve.allocate import allocate
+from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option
 
 ERROR_WEIGHT = 10.0
@@ -75,22 +75,18 @@ def fit_budget(
     """
     encodings = {encoding.storage.root: encoding for encoding in choice.encodings}
     free = [storage for storage in storages if not storage.held_by]
-    groups, forward, backward = groups_of(fw, bw, free), phase_of(fw), phase_of(bw)
+    groups = groups_of(fw, bw, free)
+    lifetimes = find_lifetimes(phase_of(fw), phase_of(bw), groups, machine)
     total = sum(encodings[s.root].storage.nbytes for s in free if s.root in encodings)
     error_s = ERROR_WEIGHT * step_s / max(total, 1) if error_s_per_byte is None else error_s_per_byte
     ways = [_ways(encodings.get(storage.root)) for storage in free]
-
-    def problem(called: frozenset[int]) -> Problem:
-        lifetimes = find_lifetimes(forward, backward, groups, machine, called)
-        items = [
-            [option_of(way, lifetime, machine, error_s) for way in options]
-            for options, lifetime in zip(ways, lifetimes.storages, strict=True)
-        ]
-        return Problem(items, lifetimes.rest_bytes)
-
-    calling = frozenset(i for i, options in enumerate(ways) if machine.fused and _may_call(options))
-    found, lowest = allocate_calls(problem, calling, limit_bytes)
+    items = [
+        [option_of(way, lifetime, machine, error_s) for way in options]
+        for options, lifetime in zip(ways, lifetimes.storages, strict=True)
+    ]
+    found = allocate(items, lifetimes.rest_bytes, limit_bytes)
     taken = {s.root: options[r] for s, options, r in zip(free, ways, found.chosen, strict=True)}
+    lowest = lowest_peak(items, lifetimes.rest_bytes)
     return Fitted(_narrowed(choice, taken), found.cost, found.bound, lowest)
 
 
@@ -116,10 +112,6 @@ def _ways(encoding: Encoding | None) -> list[Encoding | None]:
     if encoding.codec.name != "affine" or params["bits"] == 8:
         return [None, encoding]
     return [None, replace(encoding, codec=codecs.make("affine", **wide)), encoding]
-
-
-def _may_call(ways: Sequence[Encoding | None]) -> bool:
-    return any(way is not None and may_call(way.codec, way.source.meta["val"]) for way in ways)
 
 
 def option_of(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_s_per_byte: float = 0.0) -> Option:

@@ -4,7 +4,7 @@ Works on the memory model's steps (`liveness`), of which it returns new ones.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 Buffer = int
@@ -78,17 +78,15 @@ def _join(parts: list[Step], readers: Mapping[Buffer, int], returned: frozenset[
     )
 
 
-def join_in_a_row(steps: list[Step], called: Set[Buffer] = frozenset()) -> list[Step]:
+def join_in_a_row(steps: list[Step]) -> list[Step]:
     """What Inductor generates for a CPU between two calls of library kernels is one function of many loops.
 
-    All its results are allocated before the call, and nothing is freed until it returns. What makes one of `called`,
-    which a call reads next, is the last of its row.
+    All its results are allocated before the call, and nothing is freed until it returns.
     """
     joined: list[Step] = []
     for step in steps:
         before = joined[-1] if joined else None
-        ended = before is None or any(key in called for key, _ in before.made)
-        if before is not None and not ended and before.generated and step.generated:
+        if before is not None and before.generated and step.generated:
             made, read = before.made + step.made, tuple(sorted({*before.read, *step.read}))
             joined[-1] = replace(before, made=made, read=read, over=tuple(sorted({*before.over, *step.over})))
         else:

@@ -9,7 +9,7 @@ backward. Interpreted codecs have slots of their own: after each step of the for
 and before each of the backward, where what it makes is not there yet. Read-only.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -87,19 +87,15 @@ class Lifetimes:
     turn: int
 
 
-def find_lifetimes(
-    forward: Phase, backward: Phase, groups: Sequence[Group], machine: Machine, called: Set[int] = frozenset()
-) -> Lifetimes:
+def find_lifetimes(forward: Phase, backward: Phase, groups: Sequence[Group], machine: Machine) -> Lifetimes:
     """Take a step apart into saved storages and the rest.
 
     Args:
         forward, backward: the halves of the step.
         groups: the saved storages, those that the caller holds left out.
         machine: how the step is run.
-        called: which of the groups a call will encode.
     """
-    ending = {node for i in called for node in groups[i].given}
-    first, then = find_steps(forward, machine, ending), find_steps(backward, machine)
+    first, then = find_steps(forward, machine), find_steps(backward, machine)
     if not machine.fused:
         first = [each for step in first for each in (step, _codecs_beside(step))]
         then = [each for step in then for each in (_codecs_beside(step), step)]

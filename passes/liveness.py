@@ -9,7 +9,7 @@ memory, exact for an interpreter (`fused=False`). Read-only.
 """
 
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +30,17 @@ from fxcompress.passes.workspace import workspace_nbytes
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How the inner compiler runs a graph: whether it fuses pointwise operators, and whether it computes convolutions
-    with channels last, whatever the strides say."""
+    """How the inner compiler runs a graph.
+
+    Attributes:
+        fused: it fuses pointwise operators.
+        channels_last: it computes convolutions with channels last, whatever the strides say.
+        ends_rows: a function of many loops on a CPU ends where memory is short (`order_launches.end_rows`).
+    """
 
     fused: bool
     channels_last: bool = False
+    ends_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +161,8 @@ def is_fused_away(node: fx.Node, phase: Phase) -> bool:
     return True
 
 
-def find_steps(phase: Phase, machine: Machine, called: Set[fx.Node] = frozenset()) -> list[Step]:
-    """Memory-touching nodes in order; reads through inlined nodes count where the reader runs.
-
-    Args:
-        phase: a forward or a backward.
-        machine: how it is run.
-        called: what a call that is not in the graph yet will read as soon as it is there.
-    """
+def find_steps(phase: Phase, machine: Machine) -> list[Step]:
+    """Memory-touching nodes in order; reads through inlined nodes count where the reader runs."""
     through: dict[fx.Node, frozenset[Buffer]] = {node: phase.traits(node).keys for node in phase.inputs}
     steps: list[Step] = []
     seen: set[Buffer] = set()
@@ -193,9 +193,7 @@ def find_steps(phase: Phase, machine: Machine, called: Set[fx.Node] = frozenset(
     if not machine.fused:
         return steps
     joined = join_side_by_side(steps, frozenset(key for node in phase.returned for key in phase.traits(node).keys))
-    if not _on_cpu(phase):
-        return joined
-    return join_in_a_row(joined, {key for node in called for key in phase.traits(node).keys})
+    return joined if machine.ends_rows or not _on_cpu(phase) else join_in_a_row(joined)
 
 
 def _elements_of(val: object) -> int | None:

@@ -13,12 +13,9 @@ times as large.
 
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from fxcompress.codecs import lowering
-from fxcompress.codecs.base import Codec
-from fxcompress.passes import devices
 from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.ops import MOVES, is_random, op_name
 from fxcompress.plan import ATEN, OPERATOR, TRITON
@@ -42,12 +39,7 @@ def _lowering_of(encoding: Encoding, kernels: bool, outline: bool) -> str:
     val, codec = encoding.source.meta["val"], encoding.codec
     if kernels and lowering.wanted(val):
         return TRITON if _is_kernel(encoding) else ATEN
-    return OPERATOR if outline and may_call(codec, val) else ATEN
-
-
-def may_call(codec: Codec, val: torch.Tensor) -> bool:
-    """Whether compiled code encodes `val` by an operator, which ends the kernel that it follows."""
-    return devices.is_on_cpu(val) and codec.contract.kind != "exact"
+    return OPERATOR if outline and val.device.type == "cpu" and codec.contract.kind != "exact" else ATEN
 
 
 def _is_kernel(encoding: Encoding) -> bool:

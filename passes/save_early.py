@@ -15,7 +15,8 @@ from torch import fx
 from fxcompress.compat import OpOverload
 from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.joint_outputs import is_mutating
-from fxcompress.passes.ops import is_random, is_view
+from fxcompress.passes.ops import GRADIENT, is_random, is_view
+from fxcompress.passes.splice import PREFIX
 from fxcompress.passes.traits import buffers_of
 
 _PACKED = 8
@@ -53,7 +54,7 @@ def place_early(nodes: Sequence[fx.Node], late: Set[fx.Node], returned: Sequence
     """`nodes` in the same order, but for `late`: those that a returned one needs go with it.
 
     It goes behind the last other reader of operands that hold as much as it may take, encoded; right behind its
-    operands where it lets none go; and stays where it reads inputs of the graph alone.
+    operands where it lets none go; and stays where it reads inputs of the graph alone, and where we placed it.
 
     Args:
         nodes: in an order that can be run.
@@ -65,7 +66,7 @@ def place_early(nodes: Sequence[fx.Node], late: Set[fx.Node], returned: Sequence
     order = {node: i for i, node in enumerate(nodes)}
     behind: dict[fx.Node, int] = {}
     for target in sorted(late & set(returned), key=order.__getitem__):
-        if target in behind:
+        if target in behind or target.meta.get("actcomp") == GRADIENT or target.name.startswith(PREFIX):
             continue
         parts, operands = _chain(target, late, behind)
         ready = [behind[node] if node in behind else order[node] for node in operands if node in order]

@@ -29,6 +29,8 @@ def ranked(*seconds: float) -> Cuts:
 class Plan:
     fits: tuple[Fit, ...]
     peak_after: Peak
+    fingerprint: str
+    decisions: tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Result:
 def finished(seconds: float, peak_bytes: int = 0) -> Any:
     """A result whose plan costs and peaks so much."""
     fit = Fit(LIMIT, 2000, peak_bytes, "cut", seconds, 0.0, 0.0)
-    return Result(Plan((fit,), Peak(peak_bytes, "", peak_bytes, 0, ())))
+    return Result(Plan((fit,), Peak(peak_bytes, "", peak_bytes, 0, ()), str(seconds)))
 
 
 class Finishing:
@@ -124,13 +126,20 @@ def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest
     assert finishing.targets == [LIMIT, LIMIT - 300] and plan.peak_after.peak_bytes == 900
 
 
-def test_a_plan_that_only_the_model_refuses_is_taken_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_only_the_model_refuses_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "replayed_peaks", lambda *args: Peaks(900, 10))
+    made = [finished(1.0, 1200)]
+    result = cut_to_budget(cut_nothing, lambda *args: made.pop(), chooser_of(ranked(1.0)))
+    assert result.plan.peak_after.peak_bytes == 900
 
-    def rewriting(pair: Any, plain_saved_bytes: int | None, budget: Any) -> Any:
-        return finished(1.0, 1200)
 
-    assert cut_to_budget(cut_nothing, rewriting, chooser_of(ranked(1.0))).plan.peak_after.peak_bytes == 900
+def test_a_pair_that_is_known_is_not_replayed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several cuts, and several aims, may lead to one pair; what is stated is the lowest of all."""
+    peaks = [Peaks(1300, 10), Peaks(1200, 10)]
+    monkeypatch.setattr(subject, "replayed_peaks", lambda *args: peaks.pop(0))
+    with pytest.raises(BudgetError) as raised:
+        cut_to_budget(cut_nothing, Finishing(1.0, 1.0, 2.0, 2.0, 1.0, 2.0), chooser_of(ranked(1.0, 2.0)))
+    assert raised.value.peak_bytes == 1200 and not peaks
 
 
 def test_the_lowest_peak_found_is_not_above_the_one_that_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxcompress
 from bench import measure
 from bench.models import loops
 from bench.trial import Job
+from fxcompress import compat
 from fxcompress.backend import actcomp
-from fxcompress.inductor_settings import settings, settings_undone
+from fxcompress.compat import FakeTensorMode
+from fxcompress.compat.lowering import lower
+from fxcompress.compat.scheduler_passes import settings_undone
+from fxcompress.inductor_settings import settings
 from fxcompress.options import Options
 from fxcompress.replay import replay
 
@@ -54,6 +59,28 @@ def test_a_stated_peak_is_what_the_allocator_is_asked_for() -> None:
     found = measure.peak_bytes(job.gradient_step(compiled)).peak_bytes
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes
     assert found == pytest.approx(plan.peak_after.peak_bytes, abs=256)
+
+
+def test_a_row_of_loops_ends_where_its_operands_are_in_the_way() -> None:
+    """Between calls of libraries, Inductor makes one function of all loops, which frees nothing until it returns."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(6):
+            x = x.t().tanh()
+            x = x / x.sum(1, keepdim=True)
+        return x
+
+    def most_bytes(**options: object) -> int:
+        with FakeTensorMode() as mode:
+            x = torch.empty(64, 48)
+            gm = make_fx(function, compat.inductor_decompositions())(x)
+        with mode:
+            found = lower(gm, [x], settings(Options(**options), on_gpu=False), is_backward=False)
+        return max(moment.most_bytes for moment in replay(found.source, {}, found.result_nbytes))
+
+    size = 64 * 48 * 4
+    assert most_bytes(disable_passes=["order_launches"]) > 4 * size
+    assert most_bytes() < 2.5 * size
 
 
 def test_what_plain_inductor_would_do_is_told_while_ours_compiles() -> None:

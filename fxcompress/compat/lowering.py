@@ -93,7 +93,7 @@ def lower(
 
 
 def _workspaces(graph: Any, workspace: Callable[[fx.Node], int]) -> dict[str, int]:
-    calls = {buffer.get_name(): _call_of(buffer) for buffer in graph.buffers}
+    calls = {buffer.get_name(): call_of(buffer) for buffer in graph.buffers}
     needs = {
         name: workspace(_as_lowered(node, graph.name_to_buffer[name]))
         for name, node in calls.items()
@@ -109,7 +109,7 @@ def _result_nbytes(graph: Any) -> dict[str, int]:
     return {name: 0 if buffer.get_inputs_that_alias_output() else _nbytes(buffer) for name, buffer in buffers}
 
 
-def _call_of(buffer: Any) -> fx.Node | None:
+def call_of(buffer: Any) -> fx.Node | None:
     """The node whose library kernel returns a buffer."""
     overload = getattr(buffer, "op_overload", None)
     node: fx.Node | None = buffer.get_origin_node()

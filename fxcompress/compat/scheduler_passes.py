@@ -7,7 +7,7 @@ Names of `torch._inductor.config`: `_pre_fusion_custom_pass`, `_post_fusion_cust
 from collections.abc import Mapping
 from typing import Any
 
-from fxcompress.compat.scheduling import AfterFusion, KeepOrder
+from fxcompress.compat.scheduling import AfterFusion, KeepOrder, Workspace
 
 
 def keep_order_setting() -> dict[str, Any]:
@@ -18,11 +18,11 @@ def keep_order_setting() -> dict[str, Any]:
     return {"_pre_fusion_custom_pass": KeepOrder()} if theirs is None or isinstance(theirs, KeepOrder) else {}
 
 
-def passes_unset() -> dict[str, Any]:
-    """The config patches that leave our passes out, where they are set."""
+def settings_undone() -> dict[str, Any]:
+    """Config patches for what Inductor does without us, while a graph of ours is compiled: its defaults on a CPU."""
     from torch._inductor import config
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"allow_buffer_reuse": True}
     if isinstance(config._pre_fusion_custom_pass, KeepOrder):
         found["_pre_fusion_custom_pass"] = None
     if isinstance(config._post_fusion_custom_pass, AfterFusion):
@@ -30,7 +30,9 @@ def passes_unset() -> dict[str, Any]:
     return found
 
 
-def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool) -> dict[str, Any]:
+def after_fusion_setting(
+    patches: Mapping[str, Any], *, split: bool, order: bool, workspace: Workspace
+) -> dict[str, Any]:
     """The config patch that splits loops and orders fused kernels; none where the caller has a pass of this kind, and
     no order where kernels are combined behind it.
 
@@ -41,6 +43,7 @@ def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool
         patches: the caller's own of Inductor's config.
         split: whether loops are split.
         order: whether kernels are ordered.
+        workspace: as for `AfterFusion`.
     """
     from torch._inductor import config
 
@@ -50,5 +53,5 @@ def after_fusion_setting(patches: Mapping[str, Any], *, split: bool, order: bool
         order = False
     if not (split or order) or (theirs is not None and not isinstance(theirs, AfterFusion)):
         return {}
-    ours = {"_post_fusion_custom_pass": AfterFusion(split=split, order=order)}
+    ours = {"_post_fusion_custom_pass": AfterFusion(split=split, order=order, workspace=workspace)}
     return {**ours, "reorder_for_peak_memory": False} if order else ours

@@ -1,16 +1,21 @@
 """Inductor's scheduler: bounds on the order of kernels before they are fused, and their order after it.
 
-Names of `torch._inductor.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in 2.11 and 2.13.
+Names of `torch._inductor.codegen.cpp`, `.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in
+2.11 and 2.13.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
+from fxcompress.compat.lowering import call_of
 from fxcompress.compat.split_loops import split_loops
 from fxcompress.passes.keep_order import Kernel, find_bounds
-from fxcompress.passes.order_launches import Launch, order_launches
+from fxcompress.passes.order_launches import Launch, end_rows, order_launches
+
+Workspace = Callable[[fx.Node], int]
 
 
 def _pass_base() -> type:
@@ -42,23 +47,27 @@ class KeepOrder(_pass_base()):  # type: ignore[misc]
 
 
 class AfterFusion(_pass_base()):  # type: ignore[misc]
-    """A `_post_fusion_custom_pass` that splits loops, and runs fused kernels in the order of the least peak found."""
+    """A `_post_fusion_custom_pass` that splits loops, and runs fused kernels in the order of the least peak found.
 
-    def __init__(self, *, split: bool, order: bool) -> None:
+    `workspace`: bytes that a node's call of a library on a CPU needs while it runs; a function of a module, for caches.
+    """
+
+    def __init__(self, *, split: bool, order: bool, workspace: Workspace) -> None:
         self.split = split
         self.order = order
+        self.workspace = workspace
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
         if self.split:
             split_loops(nodes)
-        return _order(nodes) if self.order else nodes
+        return _order(nodes, self.workspace) if self.order else nodes
 
     def uuid(self) -> str:
         """As for `KeepOrder`."""
         return f"fxcompress.after_fusion {self.split} {self.order}"
 
 
-def _order(nodes: list[Any]) -> list[Any]:
+def _order(nodes: list[Any], workspace: Workspace) -> list[Any]:
     from torch._inductor.ir import Conditional
     from torch._inductor.utils import contains_collective
     from torch._inductor.virtualized import V
@@ -67,10 +76,34 @@ def _order(nodes: list[Any]) -> list[Any]:
         return nodes
     if any(map(contains_collective, nodes)):
         return _order_by_inductor(nodes)
-    launches, given = _launches(nodes)
+    on_cpu = not any(node.is_gpu() for node in nodes)
+    launches, given = _launches(nodes, workspace if on_cpu else None)
     kept = frozenset(V.graph.get_output_names())
-    in_rows = not any(node.is_gpu() for node in nodes)
-    return [nodes[i] for i in order_launches(launches, given, kept, in_rows=in_rows)]
+    order = order_launches(launches, given, kept)
+    if on_cpu:
+        _end_rows(nodes[0].scheduler, {nodes[i].get_name() for i in end_rows(order, launches, given, kept)})
+    return [nodes[i] for i in order]
+
+
+def _end_rows(scheduler: Any, names: set[str]) -> None:
+    """Let the function of generated loops that a node of `names` is in return behind it.
+
+    `CppScheduling._set_flush_status` asks for that, which Inductor does itself where such a function has 500 arguments;
+    other backends generate no such functions.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling
+
+    backend: Any = scheduler.get_backend(torch.device("cpu"))
+    if not names or CppScheduling not in type(backend).__mro__:
+        return
+    codegen_node = backend.codegen_node
+
+    def codegen_and_end(node: Any) -> None:
+        codegen_node(node)
+        if node.get_name() in names:
+            backend._set_flush_status(True)
+
+    backend.codegen_node = codegen_and_end
 
 
 def _order_by_inductor(nodes: list[Any]) -> list[Any]:
@@ -147,7 +180,7 @@ def _bound(first: Any, second: Any) -> None:
     second.add_fake_dep(WeakDep(outputs[0].get_name(), second.get_name(), is_fake=True))
 
 
-def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
+def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[Launch], dict[str, int]]:
     """The kernels after fusion, and the inputs that the graph frees. What a backward returns counts nothing."""
     from torch._inductor.memory import compute_size_for_scheduler_buffer
     from torch._inductor.virtualized import V
@@ -177,10 +210,16 @@ def _launches(nodes: Sequence[Any]) -> tuple[list[Launch], dict[str, int]]:
         after |= {before[i]} if i in before else set()
         inner = node.get_buffer_names() - made[i].keys()
         read -= inner
+        needed = _workspace_nbytes(node, workspace) if workspace is not None and node.is_extern() else 0
         launches.append(
-            Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read, node.is_extern())
+            Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read, node.is_extern(), needed)
         )
     return launches, given
+
+
+def _workspace_nbytes(node: Any, workspace: Workspace) -> int:
+    called = call_of(node.node)
+    return 0 if called is None else workspace(called)
 
 
 def _has_effect(node: Any) -> bool:
@@ -195,9 +234,12 @@ def _has_effect(node: Any) -> bool:
 def _yielded(node: Any) -> frozenset[str]:
     """Operands that a generated kernel may write its result over: Inductor does so where one part of it reads them.
 
-    On a CPU the parts run one behind the other, so that the last one that reads an operand may.
+    On a CPU the parts run one behind the other, so that the last one that reads an operand may; not where several
+    share an outer loop.
     """
-    if node.is_extern():
+    from torch._inductor.codegen.cpp import OuterLoopFusedSchedulerNode
+
+    if node.is_extern() or isinstance(node, OuterLoopFusedSchedulerNode):
         return frozenset()
     readers: dict[str, list[Any]] = {}
     for part in node.get_nodes():

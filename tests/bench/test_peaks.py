@@ -63,11 +63,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     found: Counted = []
     original = scheduling.order_launches
 
-    def recording(
-        launches: list[Launch], given: dict[str, int], kept: frozenset[str], *, in_rows: bool = False
-    ) -> list[int]:
-        order = original(launches, given, kept, in_rows=in_rows)
-        found.append((given, peak_bytes(order, launches, given, kept, in_rows=in_rows)))
+    def recording(launches: list[Launch], given: dict[str, int], kept: frozenset[str]) -> list[int]:
+        order = original(launches, given, kept)
+        found.append((given, peak_bytes(order, launches, given, kept)))
         return order
 
     monkeypatch.setattr(scheduling, "order_launches", recording)

@@ -1,6 +1,8 @@
 """The order of fused kernels: against a replay of their memory, and where the best order is known."""
 
+import itertools
 import pickle
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,9 @@ from torch._inductor import config
 from fxcompress.compat import scheduling
 from fxcompress.compat.scheduling import AfterFusion
 from fxcompress.inductor_settings import settings
+from fxcompress.operator_memory import called_nbytes
 from fxcompress.options import Options
-from fxcompress.passes.order_launches import Launch, order_launches, peak_bytes
+from fxcompress.passes.order_launches import Launch, end_rows, order_launches, peak_bytes
 
 GIVEN = {"a": 3, "b": 8, "c": 21}
 
@@ -28,30 +31,48 @@ def steps(draw: st.DrawFn) -> list[Launch]:
         yields = draw(st.sets(st.sampled_from(sorted(reads)))) if reads else set()
         makes = {f"k{i}.{j}": draw(st.sampled_from([0, 3, 8, 21])) for j in range(draw(st.integers(0, 2)))}
         after = {maker[name] for name in reads if name in maker}
-        launches.append(Launch(makes, frozenset(reads), frozenset(after), frozenset(yields)))
+        called = draw(st.booleans())
+        needed = draw(st.sampled_from([0, 0, 8])) if called else 0
+        yields = set() if called else yields
+        launches.append(Launch(makes, frozenset(reads), frozenset(after), frozenset(yields), called, needed))
         maker |= dict.fromkeys(makes, i)
     return launches
 
 
-def replayed(order: list[int], launches: list[Launch], kept: frozenset[str]) -> int:
-    """The largest sum of blocks of memory; a block taken over changes its owner."""
+def replayed(
+    order: Sequence[int], launches: list[Launch], kept: frozenset[str], ends: Collection[int] | None = None
+) -> int:
+    """The largest sum of blocks of memory; a block taken over changes its owner.
+
+    Blocks are freed behind each launch, or, with `ends`, behind those and before and behind library calls.
+    """
     owner = {name: name for name in GIVEN}
     blocks = dict(GIVEN)
     sums = [sum(blocks.values())]
+    dead: set[str] = set()
+
+    def free() -> None:
+        for name in dead:
+            del blocks[name]
+        dead.clear()
+
     for at, i in enumerate(order):
+        launch = launches[i]
+        if launch.called:
+            free()
         later = {name for j in order[at + 1 :] for name in launches[j].reads} | kept
-        free = [name for name in launches[i].yields if name not in later]
-        for name, size in launches[i].makes.items():
-            taken = next((n for n in free if blocks[owner[n]] == size), None)
+        spare = [name for name in launch.yields if name not in later]
+        for name, size in launch.makes.items():
+            taken = next((n for n in spare if blocks[owner[n]] == size), None)
             if taken is not None:
-                free.remove(taken)
+                spare.remove(taken)
                 owner[name] = owner.pop(taken)
             else:
                 owner[name], blocks[name] = name, size
-        sums.append(sum(blocks.values()))
-        for name in [*launches[i].reads, *launches[i].makes]:
-            if name in owner and name not in later:
-                del blocks[owner.pop(name)]
+        sums.append(sum(blocks.values()) + launch.workspace_bytes)
+        dead |= {owner.pop(n) for n in (*launch.reads, *launch.makes) if n in owner and n not in later}
+        if ends is None or launch.called or i in ends:
+            free()
     return max(sums)
 
 
@@ -79,6 +100,13 @@ def test_decodes_run_before_their_readers_and_not_all_at_once() -> None:
     assert order_launches([*decodes, *products], payloads, frozenset()) == [0, 3, 1, 4, 2, 5]
 
 
+def test_what_does_not_write_over_an_operand_runs_before_its_last_reader() -> None:
+    encode = Launch({"codes": 16}, frozenset({"x"}), frozenset(), frozenset(), called=True, workspace_bytes=48)
+    product = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
+    end = Launch({}, frozenset({"y"}), frozenset({0}), frozenset())
+    assert order_launches([product, encode, end], {"x": 64}, frozenset({"codes"})) == [1, 0, 2]
+
+
 def test_an_encode_runs_right_behind_its_producer() -> None:
     producer = Launch({"x": 64}, frozenset(), frozenset(), frozenset())
     others = [Launch({f"y{i}": 64}, frozenset(), frozenset(), frozenset()) for i in range(2)]
@@ -94,15 +122,26 @@ def test_what_a_kernel_yields_costs_nothing() -> None:
     assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
 
 
-def test_in_rows_nothing_is_freed_before_a_library_is_called() -> None:
+@given(steps(), st.sets(st.sampled_from(["k0.0", "k1.0", "k2.1"])))
+def test_rows_end_as_often_as_the_peak_wants_it_and_no_more(launches: list[Launch], kept: set[str]) -> None:
+    held, order = frozenset(kept), range(len(launches))
+    least = peak_bytes(order, launches, GIVEN, held)
+    ends = end_rows(order, launches, GIVEN, held)
+    assert replayed(order, launches, held, ends) == least
+    generated = [i for i in order if not launches[i].called]
+    fewer = (itertools.combinations(generated, len(ends) - 1)) if ends else ()
+    assert all(replayed(order, launches, held, chosen) > least for chosen in fewer)
+
+
+def test_in_a_row_nothing_is_freed_before_a_library_is_called() -> None:
     first = Launch({"y": 8}, frozenset({"x"}), frozenset(), frozenset())
     second = Launch({"z": 8}, frozenset({"y"}), frozenset({0}), frozenset())
     call = Launch({"w": 1}, frozenset({"z"}), frozenset({1}), frozenset(), called=True)
     launches, held = [first, second, call], frozenset({"w"})
     assert peak_bytes(range(3), launches, {"x": 8}, held) == 16
-    assert peak_bytes(range(3), launches, {"x": 8}, held, in_rows=True) == 24
+    assert end_rows(range(3), launches, {"x": 8}, held) == [0]
     parted = [first, Launch({}, frozenset(), frozenset(), frozenset(), called=True), second]
-    assert peak_bytes(range(3), parted, {"x": 8}, held, in_rows=True) == 16
+    assert end_rows(range(3), parted, {"x": 8}, held) == []
 
 
 def after_fusion(options: Options, *, on_gpu: bool = True) -> tuple[bool, bool, object]:
@@ -119,8 +158,8 @@ def test_loops_are_split_on_a_gpu_only_and_the_callers_own_pass_is_left_alone() 
     assert after_fusion(Options(disable_passes=("split_loops",))) == (False, True, False)
     nothing = (False, False, None)
     assert after_fusion(Options(disable_passes=("order_launches", "split_loops"))) == nothing
-    assert after_fusion(Options(), on_gpu=False) == nothing
-    assert after_fusion(Options(budget="50%"), on_gpu=False) == (False, True, False)
+    assert after_fusion(Options(), on_gpu=False) == (False, True, False)
+    assert after_fusion(Options(disable_passes=("order_launches",)), on_gpu=False) == nothing
     with config.patch(_post_fusion_custom_pass=lambda nodes: nodes):
         assert after_fusion(Options()) == nothing
 
@@ -149,6 +188,6 @@ def test_draws_from_a_generator_keep_their_order() -> None:
 
 
 def test_caches_can_take_the_pass() -> None:
-    first, second = (AfterFusion(split=True, order=True) for _ in range(2))
+    first, second = (AfterFusion(split=True, order=True, workspace=called_nbytes) for _ in range(2))
     assert first.uuid() == second.uuid() and pickle.dumps(first) == pickle.dumps(second)
-    assert AfterFusion(split=False, order=True).uuid() != first.uuid()
+    assert AfterFusion(split=False, order=True, workspace=called_nbytes).uuid() != first.uuid()
