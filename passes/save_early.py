@@ -63,15 +63,15 @@ def place_early(nodes: Sequence[fx.Node], late: Set[fx.Node], returned: Sequence
     """
     if not late:
         return list(nodes)
-    order = {node: i for i, node in enumerate(nodes)}
+    order, kept = {node: i for i, node in enumerate(nodes)}, frozenset(returned)
     behind: dict[fx.Node, int] = {}
-    for target in sorted(late & set(returned), key=order.__getitem__):
+    for target in sorted(late & kept, key=order.__getitem__):
         if target in behind or target.meta.get("actcomp") == GRADIENT or target.name.startswith(PREFIX):
             continue
         parts, operands = _chain(target, late, behind)
         ready = [behind[node] if node in behind else order[node] for node in operands if node in order]
         if ready:
-            place = max(max(ready), _release(target, operands, late, order, frozenset(returned)))
+            place = max(max(ready), _release(target, operands, late, order, kept))
             behind.update(dict.fromkeys(parts, min(place, order[target])))
     return sorted(nodes, key=lambda node: (behind.get(node, order[node]), node in behind, order[node]))
 
