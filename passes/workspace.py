@@ -1,10 +1,10 @@
 """Bytes that a kernel allocates for itself while it runs, beyond its results.
 
 `workspace_nbytes(node, channels_last=…)` states what ATen's CPU kernels take from torch's allocator: oneDNN copies the
-operands of a convolution into blocked layouts unless they lie with channels last, dropout draws its mask as floats and
-scales its gradient in a second step, and a batch normalization's gradient stands twice.
-Measured on torch 2.13 (`bench.measure` replays every allocation); zero for all other kernels, and on other devices,
-where workspaces depend on the library's choice at run time.
+operands of a convolution into blocked layouts unless they lie with channels last, and takes scratch memory per thread;
+dropout draws its mask as floats and scales its gradient in a second step, and a batch normalization's gradient stands
+twice. Measured on torch 2.13 (`bench.measure` replays every allocation); zero for all other kernels, and on other
+devices, where workspaces depend on the library's choice at run time.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,13 @@ import torch
 from torch import fx
 
 from fxcompress.passes import devices
-from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.alias import hint, nbytes_of
 from fxcompress.passes.ops import op_name
 
 _DEPTHWISE_COPIES = 255
 """16 x 16 channels, of which a depthwise filter uses the diagonal; less the copy that is counted anyway."""
+_STEP = 16384
+"""Bytes in steps of which oneDNN lays out an image of a strided convolution's gradient."""
 
 
 def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
@@ -34,7 +36,7 @@ def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
 def _convolution(node: fx.Node, channels_last: bool) -> int:
     x, weight = _arg(node, 0), _arg(node, 1)
     if channels_last or _lies_channels_last(x):
-        return nbytes_of(weight)
+        return nbytes_of(weight) + _scratch_nbytes(4096, 1, 0)
     return max(nbytes_of(x) + nbytes_of(weight), nbytes_of(node.meta["val"]))
 
 
@@ -44,10 +46,28 @@ def _convolution_backward(node: fx.Node, channels_last: bool) -> int:
     mask = node.args[-1]
     grad_input = nbytes_of(x) if isinstance(mask, (list, tuple)) and mask[0] else 0
     if channels_last or _lies_channels_last(x):
-        return (2 + _DEPTHWISE_COPIES * _is_wide_depthwise(x, weight)) * nbytes_of(weight)
+        copies = 2 + _DEPTHWISE_COPIES * _is_wide_depthwise(x, weight)
+        return max(copies * nbytes_of(weight), nbytes_of(weight) + _gradient_scratch_nbytes(node) * bool(grad_input))
     # What it computes with strides, oneDNN copies once more.
     copies = 2 if any(stride != 1 for stride in _sizes(node.args[4])) else 1
     return max(copies * grad_input, nbytes_of(grad) + nbytes_of(x) + nbytes_of(weight))
+
+
+def _gradient_scratch_nbytes(node: fx.Node) -> int:
+    """What the gradient of channels-last maps takes per thread: with strides, one image of the outputs' gradient,
+    padded, in steps of 16 KiB."""
+    grad, weight, strides = _arg(node, 0), _arg(node, 2), _sizes(node.args[4])
+    if all(stride == 1 for stride in strides):
+        return _scratch_nbytes(128, 2, 0)
+    image = grad.element_size() * hint(grad.shape[1])
+    for size, taps, stride in zip(grad.shape[2:], weight.shape[2:], strides, strict=True):
+        image *= hint(size) + (hint(taps) - 1) // (stride if isinstance(stride, int) else 1)
+    return _scratch_nbytes(12288, 2, -(-image // _STEP) * _STEP)
+
+
+def _scratch_nbytes(shared: int, pages: int, own: int) -> int:
+    """Bytes of one buffer for all threads, with pages and bytes of each thread's own."""
+    return shared + torch.get_num_threads() * (4096 * pages + 24 + own)
 
 
 def _sizes(arg: object) -> Sequence[object]:

@@ -69,6 +69,30 @@ def test_convolutions(shape: tuple[int, ...], channels_last: bool) -> None:
         assert abs(stated - measured(functools.partial(function, *inputs))) <= 0.2 * whole, function
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(64, 64, 12, 1), (64, 128, 24, 1), (16, 16, 56, 3), (64, 64, 56, 1)], ids=str)
+def test_scratch_memory_of_strided_convolutions(shape: tuple[int, int, int, int], threads: int) -> None:
+    torch.set_num_threads(threads)
+    inner, outer, side, kernel = shape
+    x = torch.randn(8, inner, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(outer, inner, kernel, kernel).contiguous(memory_format=torch.channels_last)
+    pad = [kernel // 2] * 2
+
+    def forward(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        return aten.convolution(x, weight, None, [2, 2], pad, [1, 1], False, [0, 0], 1)
+
+    def backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Any:
+        mask = [True, True, False]
+        return aten.convolution_backward(grad, x, weight, [0], [2, 2], pad, [1, 1], False, [0, 0], 1, mask)
+
+    stated = workspace_nbytes(node_of(forward, x, weight), channels_last=True)
+    assert stated == measured(functools.partial(forward, x, weight))
+    grad = torch.randn_like(forward(x, weight))
+    stated = workspace_nbytes(node_of(backward, grad, x, weight), channels_last=True)
+    # Beside the copies that it is made from stands the weight's gradient, once the input's is there.
+    assert max(stated, 3 * weight.nbytes) == measured(functools.partial(backward, grad, x, weight))
+
+
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_depthwise_convolutions_with_channels_last(kernel: int) -> None:
     channels, pad = 96, [kernel // 2] * 2
