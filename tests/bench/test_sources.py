@@ -62,7 +62,7 @@ def test_a_row_is_measured_once_and_paired_with_the_reference(tmp_path: Path) ->
     assert run(setting, ["comet"], path, 0.0) == [json.loads(line) for line in written.splitlines()]
     assert path.read_text() == written and "| comet | 4.98 |" in markdown(rows)
     beside = markdown([*rows, {**rows[1], "variant": "ours@comet", "saved_bytes": 12345}])
-    assert beside.splitlines()[-1].startswith("| comet | 0.014 | 0.16 | 0.1") and "| 0.012 | 0.16 |" in beside
+    assert beside.splitlines()[-1].startswith("| comet | 0.014 | 0.15 | 0.1") and "| 0.012 | 0.15 |" in beside
     assert stored(path, replace(setting, steps=3)) == {}
     assert run(replace(setting, steps=3), ["comet"], path, 0.0) == []
 
