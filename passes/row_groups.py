@@ -1,9 +1,10 @@
-"""How many elements may share a scale where a normalization reads a tensor row by row.
+"""How many elements may share a scale where a normalization reads a tensor row by row, and where rows then end.
 
 A row of zeros, such as the result of a masked position, has a standard deviation of nothing but eps, by which the
 backward divides: exact as zeros are, nothing comes of it, but a row that shares a scale with its neighbours decodes to
 their error, which grows a thousandfold. So groups end where rows do, and so do those of what such rows are computed
-from, which the gradient behind the division is multiplied with. Read-only.
+from, which the gradient behind the division is multiplied with. Sums have no such rows, but where one is known to hold
+uneven ones (`uneven_rows`): a class token of zeros beside patches. Read-only.
 """
 
 import math
@@ -11,8 +12,10 @@ import math
 import torch
 from torch import fx
 
+from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.ops import MOVES, is_view, op_name
+from fxcompress.passes.uneven_rows import is_uneven
 
 _WHOLE = 128
 """Elements of the codecs' own groups."""
@@ -26,15 +29,45 @@ _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout wh
 def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
     """Elements per group so that rows that are normalized do not share one; 0 where groups may be of any size.
 
+    Where no group divides rows, codecs are to see each row by itself: `end_at_rows`.
+
     Args:
         source: what is to be stored, a forward node.
         order: how it lies in memory; None if it is not dense.
     """
-    if source is None or order is None or _is_sum(source) or not _is_normalized(source):
+    if source is None or order is None:
         return 0
     width = _row_of(source)
+    if not width or width % _WHOLE == 0 or order.cols % width or not _is_normalized(source):
+        return 0
+    if _is_sum(source) and not is_uneven(source):
+        return 0
     group = math.gcd(width, _WHOLE)
-    return group if group >= _SMALLEST and group < _WHOLE and order.cols % group == 0 else 0
+    if group >= _SMALLEST:
+        return group
+    sizes = range(_SMALLEST, _WHOLE + 1, _SMALLEST)
+    return min(sizes, key=lambda size: _room(width, size)) if _by_rows(order, width) else 0
+
+
+def end_at_rows(source: fx.Node, order: MemoryOrder, codec: Codec) -> MemoryOrder:
+    """The memory order in which `codec` sees each normalized row by itself, if its groups would not end there else."""
+    width, group = _row_of(source), codec.period
+    if codec.contract.kind == "exact" or not group or width % group == 0 or group != row_group(source, order):
+        return order
+    return _by_rows(order, width) or order
+
+
+def _by_rows(order: MemoryOrder, width: int) -> MemoryOrder | None:
+    """`order` with its innermost `width` elements as a row; None if no number of dimensions has so many."""
+    for cut in range(len(order.tail)):
+        if math.prod(order.tail[cut:]) == width:
+            return MemoryOrder(order.dims, (*order.lead, *order.tail[:cut]), order.tail[cut:])
+    return None
+
+
+def _room(width: int, group: int) -> float:
+    """What a row takes in groups of `group` elements, in elements; metadata count as those of 4 bits."""
+    return -(-width // group) * (group + 8)
 
 
 def _is_sum(source: fx.Node) -> bool:

@@ -161,7 +161,7 @@ def _key(encoding: Encoding) -> object:
     if not _is_static(val):
         return encoding.source
     place = (tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
-    return (encoding.codec, encoding.lowering, encoding.order.dims, *place)
+    return (encoding.codec, encoding.lowering, encoding.order, *place)
 
 
 def _is_static(val: torch.Tensor) -> bool:
