@@ -137,6 +137,10 @@ def _static_need(pair: SavedPair, stats: set[fx.Node]) -> Need | None:
     return "statistic" if pair.bw in stats else None
 
 
+_PERIODIC = frozenset(["sin", "cos"])
+"""Of whose argument an error counts against the period, however large the argument is."""
+
+
 @dataclass(slots=True)
 class _Uses:
     """What was seen on the way from one saved tensor to the gradients."""
@@ -170,7 +174,7 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or _is_logarithm(user, norms)
+            uses.logits = uses.logits or name in _PERIODIC or _is_logarithm(user, norms)
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
