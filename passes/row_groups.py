@@ -1,13 +1,14 @@
 """How many elements may share a scale where a normalization reads a tensor row by row, and where rows then end.
 
-A row of zeros, such as the result of a masked position, has a standard deviation of nothing but eps, by which the
-backward divides: exact as zeros are, nothing comes of it, but a row that shares a scale with its neighbours decodes to
-their error, which grows a thousandfold. So groups end where rows do, and so do those of what such rows are computed
-from, which the gradient behind the division is multiplied with. Sums have no such rows, but where one is known to hold
-uneven ones (`uneven_rows`): a class token of zeros beside patches. Read-only.
+A normalization gives rows of any size the same one, and its backward divides by theirs. A row that shares a scale with
+a larger one decodes to an error of that one's size, which grows by as much: a row of zeros, such as a class token
+before training or the result of a masked position, has a standard deviation of nothing but eps; and the row beside an
+attention sink is a hundred times smaller. So groups end where rows do, and so do those of what such rows are computed
+from, which the gradient behind the division is multiplied with. Read-only.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -15,13 +16,13 @@ from torch import fx
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.ops import MOVES, is_view, op_name
-from fxcompress.passes.uneven_rows import is_uneven
 
 _WHOLE = 128
 """Elements of the codecs' own groups."""
 _SMALLEST = 16
 """Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
-_SUMS = frozenset("add sub addmm baddbmm convolution".split())
+_LEAST_POWER = 32
+"""From here on groups are a power of two, which kernels take."""
 _SQUARES = frozenset(["pow", "square", "mul"])
 _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout where".split())
 
@@ -40,12 +41,13 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
     width = _row_of(source)
     if not width or width % _WHOLE == 0 or order.cols % width or not _is_normalized(source):
         return 0
-    if _is_sum(source) and not is_uneven(source):
-        return 0
     group = math.gcd(width, _WHOLE)
-    if group >= _SMALLEST:
+    if group >= _LEAST_POWER:
         return group
     sizes = range(_SMALLEST, _WHOLE + 1, _SMALLEST)
+    dividing = [size for size in sizes if width % size == 0]
+    if dividing:
+        return max(dividing)
     return min(sizes, key=lambda size: _room(width, size)) if _by_rows(order, width) else 0
 
 
@@ -70,21 +72,20 @@ def _room(width: int, group: int) -> float:
     return -(-width // group) * (group + 8)
 
 
-def _is_sum(source: fx.Node) -> bool:
-    """Whether its rows are zero only where all terms' are, a bias among them."""
-    while op_name(source) in MOVES and len(source.all_input_nodes) == 1:
-        source = source.all_input_nodes[0]
-    return op_name(source) in _SUMS
-
-
 def _is_normalized(source: fx.Node) -> bool:
-    """Whether rows of zeros in `source` would be rows of zeros that a normalization reads."""
+    """Whether a normalization reads rows of the size of those in `source`: they themselves, or what is made of them."""
+    return _reaches_norm(source, _carries_zeros) or _reaches_norm(source, _carries_terms)
+
+
+def _reaches_norm(source: fx.Node, carries: Callable[[fx.Node, fx.Node], bool]) -> bool:
     values = [source]
+    seen = {source}
     for value in values:
         for user in value.users:
             if _normalizes(user):
                 return True
-            if user not in values and _carries_zeros(user, value):
+            if user not in seen and carries(user, value):
+                seen.add(user)
                 values.append(user)
     return False
 
@@ -94,6 +95,12 @@ def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
     name = op_name(node)
     from_left = name in ("mm", "bmm") and node.args[0] is value
     return from_left or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
+
+
+def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
+    """Whether each row of the result is a sum with the row of `value` in it, as along a residual stream."""
+    name = op_name(node)
+    return (name in ("add", "sub", "native_dropout") or name in MOVES) and _width(node) == _width(value)
 
 
 def _row_of(source: fx.Node) -> int:
