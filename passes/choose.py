@@ -35,7 +35,7 @@ _LOSSY: dict[Need, str] = {
     "operand+mask": "operand of a product and zero pattern: zeros exact",
     "propagating": "operands of products are rebuilt from it",
     "attention": "attention operand: 8 bit or more",
-    "logits": "argument or result of a softmax, or argument of a sine: 8 bit or more",
+    "logits": "argument or result of a softmax, argument of a sine, or divided by its length: 8 bit or more",
 }
 """Need classes that a lossy codec may serve, from the most to the least tolerant, with the reason for their width."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Need
+from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_saved import SavedPair, placeholders
 from fxcompress.passes.ops import (
     GEMMS,
@@ -110,6 +111,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
             uses.probabilities = _is_softmax(_unmoved(pair.fw))
+            uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
