@@ -27,7 +27,7 @@ def has_length_taken(node: fx.Node) -> bool:
 def _is_length(node: fx.Node, value: fx.Node) -> bool:
     if op_name(node) == "linalg_vector_norm":
         order = node.args[1] if len(node.args) > 1 else 2
-        return order == 2 and _is_along_rows(node.args[2] if len(node.args) > 2 else None, value)
+        return bool(order == 2) and _is_along_rows(node.args[2] if len(node.args) > 2 else None, value)
     squares = (op_name(node) == "pow" and node.args[1] == 2) or (
         op_name(node) == "mul" and node.args[0] is node.args[1]
     )

@@ -77,7 +77,7 @@ def _expose(bw: fx.GraphModule, tainted: Set[fx.Node]) -> bool:
         value, target = node.args[1:3]
         with bw.graph.inserting_before(node):
             difference = bw.graph.call_function(torch.ops.aten.sub.Tensor, (value, target))
-            like = difference.meta["val"] = value.meta["val"]  # type: ignore[union-attr]
+            like = difference.meta["val"] = value.meta["val"]
             options = {"dtype": like.dtype, "device": like.device}
             zero = bw.graph.call_function(torch.ops.aten.scalar_tensor.default, (0.0,), options)
         refresh_values([difference, zero])
