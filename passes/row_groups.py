@@ -36,7 +36,7 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
         source: what is to be stored, a forward node.
         order: how it lies in memory; None if it is not dense.
     """
-    if source is None or order is None:
+    if source is None or order is None or not _lies_in_rows(source):
         return 0
     width = _row_of(source)
     if not width or width % _WHOLE == 0 or order.cols % width or not _is_normalized(source):
@@ -84,10 +84,16 @@ def _reaches_norm(source: fx.Node, carries: Callable[[fx.Node, fx.Node], bool]) 
         for user in value.users:
             if _normalizes(user):
                 return True
-            if user not in seen and carries(user, value):
+            if user not in seen and carries(user, value) and _lies_in_rows(user):
                 seen.add(user)
                 values.append(user)
     return False
+
+
+def _lies_in_rows(node: fx.Node) -> bool:
+    """Whether the last dimension is contiguous: rows along channels that lie apart end in no group of their own."""
+    val = node.meta.get("val")
+    return not isinstance(val, torch.Tensor) or val.dim() == 0 or str(val.stride(-1)) == "1"
 
 
 def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:

@@ -122,3 +122,22 @@ def test_small_rows_beside_large_ones_keep_their_gradient(width: int, norm: type
     plain = scaled_gradients(width, norm, "aot_eager", None)
     ours = scaled_gradients(width, norm, "actcomp", {"inner": "aot_eager", "min_bytes": 64})
     assert (plain - ours).norm() < 0.15 * plain.norm()
+
+
+def test_rows_along_channels_that_lie_apart_take_groups_of_any_size() -> None:
+    """Rows of a map are not what a normalization over channels reads, and would be 10 elements each."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.LayerNorm(12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.conv(x).flatten(2).transpose(1, 2)))
+
+    torch._dynamo.reset()
+    ledger.clear()
+    options = {"inner": "aot_eager", "min_bytes": 64}
+    torch.compile(Patches(), backend="actcomp", options=options)(torch.randn(2, 3, 10, 10)).sum().backward()
+    encoded = [d for graph in ledger.reports() for d in graph.decisions if d.codec == "affine"]
+    assert [dict(d.params)["group"] for d in encoded if d.tensor.stride == (1200, 1, 100)] == [128]
