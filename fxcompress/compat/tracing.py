@@ -36,7 +36,7 @@ def convertible_fake_modules() -> Iterator[None]:
     Patches the module `weakref` that it looks them up in: run in 2.13.
     """
     original = torch.utils.weakref  # type: ignore[attr-defined]
-    torch.utils.weakref = types.SimpleNamespace(getweakrefs=lambda tensor: [])  # type: ignore[attr-defined]
+    torch.utils.weakref = types.SimpleNamespace(getweakrefs=lambda tensor: [])  # type: ignore[assignment, attr-defined]
     try:
         yield
     finally:
