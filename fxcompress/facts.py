@@ -11,7 +11,7 @@ Need = Literal[
     "operand+mask",  # the same, non-negative, and its zero pattern is asked for too
     "derivative",  # argument of pointwise derivatives and normalizations; no product's operand is rebuilt from it
     "propagating",  # a product's operand is (re)built from it, and its error enters other gradients too
-    "logits",  # the argument of a softmax or log-softmax, or probabilities that no product reads
+    "logits",  # argument of a softmax or a sine, rows divided by their lengths, probabilities that no product reads
     "attention",  # q, k, v, out of a fused attention kernel
     "statistic",  # mean, rstd, log-sum-exp, log-softmax: kept
     "weight",  # derived from parameters alone: rebuilt, never stored

@@ -41,6 +41,7 @@ from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
+from fxcompress.passes.save_differences import save_differences
 from fxcompress.passes.save_early import save_early
 from fxcompress.passes.save_predicates import expose_predicates, save_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
@@ -244,8 +245,12 @@ def _prepare(
     zero_keeping = {tensor.name for tensor in found.saved if keeps_zeros(rules[tensor.storage].options)}
     answering = lossy & _zero_exact(found.saved) & zero_keeping
     done = save_predicates(fw, bw, lossy, answering, count)
+    inexact = lossy - dict(done.exact_only).keys()
+    differs = save_differences(fw, bw, inexact, learned_inputs(placeholders(fw), outputs(bw)), count)
     same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
-    return _Prepared({**unfit, **dict(done.exact_only)}, bool(rebuilt or done.masks or done.dropped) or not same)
+    return _Prepared(
+        {**unfit, **dict(done.exact_only)}, bool(rebuilt or done.masks or done.dropped or differs) or not same
+    )
 
 
 def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:

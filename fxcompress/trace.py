@@ -80,7 +80,10 @@ def materialize(
     Raises:
         FxcompressError: the factory takes arguments, or returns something else than a module and its inputs.
     """
-    with compat.truncated_init_without_reading() if mode else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if mode:
+            stack.enter_context(compat.truncated_init_without_reading())
+            stack.enter_context(compat.convertible_fake_modules())
         built = _built(module_factory)
     module, args, kwargs = built if isinstance(built, tuple) and len(built) == 3 else (*_pair(built), {})
     if inputs:

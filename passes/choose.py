@@ -21,6 +21,7 @@ from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_rules import Ruled, find_rules
 from fxcompress.passes.pick_codec import pick_codec
+from fxcompress.passes.row_groups import end_at_rows
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import ATEN, KEEP, Decision, Param
 
@@ -34,7 +35,7 @@ _LOSSY: dict[Need, str] = {
     "operand+mask": "operand of a product and zero pattern: zeros exact",
     "propagating": "operands of products are rebuilt from it",
     "attention": "attention operand: 8 bit or more",
-    "logits": "argument or result of a softmax: 8 bit or more",
+    "logits": "argument or result of a softmax, argument of a sine, or divided by its length: 8 bit or more",
 }
 """Need classes that a lossy codec may serve, from the most to the least tolerant, with the reason for their width."""
 
@@ -171,8 +172,9 @@ def _encode_under(
     why_not = codec.refuse(val.dtype)
     if why_not or order is None:
         return None, why_not or "not dense in memory"
+    order = end_at_rows(source, order, codec)
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
-        rows = f": behind its symbolic sizes there are rows of {order.cols} elements" if order.lead else ""
+        rows = f": it would be stored in rows of {order.cols} elements" if order.lead else ""
         return None, f"no codec stores it in fewer bytes{rows}"
     return Encoding(storage, source, codec, order), reason
 
@@ -189,7 +191,7 @@ def _follow(storage: Storage, decision: Decision, channels_last: Set[str]) -> tu
         codec = codecs.make(decision.codec, **dict(decision.params))
     except OptionError as error:
         raise PlanError(f"plan: {decision.tensor.name!r}: {error}") from error
-    return Encoding(storage, source, codec, order), decision.reason
+    return Encoding(storage, source, codec, end_at_rows(source, order, codec)), decision.reason
 
 
 def _admit(

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Need
+from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_saved import SavedPair, placeholders
 from fxcompress.passes.ops import (
     GEMMS,
@@ -110,6 +111,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
             uses.probabilities = _is_softmax(_unmoved(pair.fw))
+            uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
@@ -135,6 +137,10 @@ def _static_need(pair: SavedPair, stats: set[fx.Node]) -> Need | None:
     if pair.val.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         return "other"
     return "statistic" if pair.bw in stats else None
+
+
+_PERIODIC = frozenset(["sin", "cos"])
+"""Of whose argument an error counts against the period, however large the argument is."""
 
 
 @dataclass(slots=True)
@@ -170,7 +176,7 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or _is_logarithm(user, norms)
+            uses.logits = uses.logits or name in _PERIODIC or _is_logarithm(user, norms)
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)

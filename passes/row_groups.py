@@ -1,16 +1,19 @@
-"""How many elements may share a scale where a normalization reads a tensor row by row.
+"""How many elements may share a scale where a normalization reads a tensor row by row, and where rows then end.
 
-A row of zeros, such as the result of a masked position, has a standard deviation of nothing but eps, by which the
-backward divides: exact as zeros are, nothing comes of it, but a row that shares a scale with its neighbours decodes to
-their error, which grows a thousandfold. So groups end where rows do, and so do those of what such rows are computed
+A normalization gives rows of any size the same one, and its backward divides by theirs. A row that shares a scale with
+a larger one decodes to an error of that one's size, which grows by as much: a row of zeros, such as a class token
+before training or the result of a masked position, has a standard deviation of nothing but eps; and the row beside an
+attention sink is a hundred times smaller. So groups end where rows do, and so do those of what such rows are computed
 from, which the gradient behind the division is multiplied with. Read-only.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import fx
 
+from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.ops import MOVES, is_view, op_name
 
@@ -18,7 +21,8 @@ _WHOLE = 128
 """Elements of the codecs' own groups."""
 _SMALLEST = 16
 """Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
-_SUMS = frozenset("add sub addmm baddbmm convolution".split())
+_LEAST_POWER = 32
+"""From here on groups are a power of two, which kernels take."""
 _SQUARES = frozenset(["pow", "square", "mul"])
 _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout where".split())
 
@@ -26,34 +30,70 @@ _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout wh
 def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
     """Elements per group so that rows that are normalized do not share one; 0 where groups may be of any size.
 
+    Where no group divides rows, codecs are to see each row by itself: `end_at_rows`.
+
     Args:
         source: what is to be stored, a forward node.
         order: how it lies in memory; None if it is not dense.
     """
-    if source is None or order is None or _is_sum(source) or not _is_normalized(source):
+    if source is None or order is None or not _lies_in_rows(source):
         return 0
     width = _row_of(source)
+    if not width or width % _WHOLE == 0 or order.cols % width or not _is_normalized(source):
+        return 0
     group = math.gcd(width, _WHOLE)
-    return group if group >= _SMALLEST and group < _WHOLE and order.cols % group == 0 else 0
+    if group >= _LEAST_POWER:
+        return group
+    sizes = range(_SMALLEST, _WHOLE + 1, _SMALLEST)
+    dividing = [size for size in sizes if width % size == 0]
+    if dividing:
+        return max(dividing)
+    return min(sizes, key=lambda size: _room(width, size)) if _by_rows(order, width) else 0
 
 
-def _is_sum(source: fx.Node) -> bool:
-    """Whether its rows are zero only where all terms' are, a bias among them."""
-    while op_name(source) in MOVES and len(source.all_input_nodes) == 1:
-        source = source.all_input_nodes[0]
-    return op_name(source) in _SUMS
+def end_at_rows(source: fx.Node, order: MemoryOrder, codec: Codec) -> MemoryOrder:
+    """The memory order in which `codec` sees each normalized row by itself, if its groups would not end there else."""
+    width, group = _row_of(source), codec.period
+    if codec.contract.kind == "exact" or not group or width % group == 0 or group != row_group(source, order):
+        return order
+    return _by_rows(order, width) or order
+
+
+def _by_rows(order: MemoryOrder, width: int) -> MemoryOrder | None:
+    """`order` with its innermost `width` elements as a row; None if no number of dimensions has so many."""
+    for cut in range(len(order.tail)):
+        if math.prod(order.tail[cut:]) == width:
+            return MemoryOrder(order.dims, (*order.lead, *order.tail[:cut]), order.tail[cut:])
+    return None
+
+
+def _room(width: int, group: int) -> float:
+    """What a row takes in groups of `group` elements, in elements; metadata count as those of 4 bits."""
+    return -(-width // group) * (group + 8)
 
 
 def _is_normalized(source: fx.Node) -> bool:
-    """Whether rows of zeros in `source` would be rows of zeros that a normalization reads."""
+    """Whether a normalization reads rows of the size of those in `source`: they themselves, or what is made of them."""
+    return _reaches_norm(source, _carries_zeros) or _reaches_norm(source, _carries_terms)
+
+
+def _reaches_norm(source: fx.Node, carries: Callable[[fx.Node, fx.Node], bool]) -> bool:
     values = [source]
+    seen = {source}
     for value in values:
         for user in value.users:
             if _normalizes(user):
                 return True
-            if user not in values and _carries_zeros(user, value):
+            if user not in seen and carries(user, value) and _lies_in_rows(user):
+                seen.add(user)
                 values.append(user)
     return False
+
+
+def _lies_in_rows(node: fx.Node) -> bool:
+    """Whether the last dimension is contiguous: rows along channels that lie apart end in no group of their own."""
+    val = node.meta.get("val")
+    return not isinstance(val, torch.Tensor) or val.dim() == 0 or str(val.stride(-1)) == "1"
 
 
 def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
@@ -61,6 +101,12 @@ def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
     name = op_name(node)
     from_left = name in ("mm", "bmm") and node.args[0] is value
     return from_left or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
+
+
+def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
+    """Whether each row of the result is a sum with the row of `value` in it, as along a residual stream."""
+    name = op_name(node)
+    return (name in ("add", "sub", "native_dropout") or name in MOVES) and _width(node) == _width(value)
 
 
 def _row_of(source: fx.Node) -> int:

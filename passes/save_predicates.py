@@ -13,18 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxcompress.compat import OpOverload
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
 from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_growing import find_growing
 from fxcompress.passes.find_hazards import find_hazards
-from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
+from fxcompress.passes.find_saved import SavedPair, find_saved
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
-from fxcompress.passes.splice import PREFIX, add_saved, copy_node, drop_unused, refresh_values
+from fxcompress.passes.splice import drop_unused, refresh_values
+from fxcompress.passes.twins import find_twins, read_saved, twin_of
 
 _aten = torch.ops.aten
-Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +153,16 @@ def save_predicates(
     exact = find_growing(bw, pairs, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
-    table = {_key(node, node.args, node.kwargs): node for node in fw.graph.nodes if node.op == "call_function"}
-    env = _same_values(fw, bw)
-    saved = _SavedSoFar({pair.fw: pair.bw for pair in reversed(pairs)}, pairs[0] if pairs else None)
+    twins = find_twins(fw, bw, pairs, num_fwd_outputs)
     masks: list[str] = []
     for node in asked:
         reason = f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
-        twin = None if reason else _twin(fw, node, env, table)
+        twin = None if reason else twin_of(twins, node)
         if twin is None:
-            for source in _sources_of(node, sources):
+            for source in sources_of(node, sources):
                 exact[source.name] = reason or f"{node.name} depends on it and cannot be computed in the forward"
             continue
-        masks.append(_replace(fw, bw, node, twin, num_fwd_outputs, saved))
+        masks.append(read_saved(twins, node, twin, f"is_{node.name}"))
     dropped = drop_unused(fw, bw, find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs))
     return Saved(tuple(masks), tuple(pair.bw.name for pair in dropped), tuple(sorted(exact.items())))
 
@@ -206,7 +203,8 @@ def _asked(
     return found
 
 
-def _sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
+def sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
+    """Those of `sources` that `node` depends on."""
     found, stack, seen = set(), [node], set[fx.Node]()
     while stack:
         current = stack.pop()
@@ -217,84 +215,3 @@ def _sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
             found.add(current)
         stack.extend(current.all_input_nodes)
     return found
-
-
-def _key(node: fx.Node, args: object, kwargs: object) -> Key:
-    return (node.target, repr(args), repr(kwargs))
-
-
-def _same_values(fw: fx.GraphModule, bw: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Backward placeholders → the forward nodes that hold the same values."""
-    by_name = {out.name: out for out in outputs(fw) if isinstance(out, fx.Node)}
-    return {node: by_name[node.name] for node in placeholders(bw) if node.name in by_name}
-
-
-def _twin(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node | None:
-    """The forward node equal to backward `node`, found or made; None if its inputs are not all known there."""
-    waiting = [node]
-    while waiting:
-        current = waiting[-1]
-        if current in env:
-            waiting.pop()
-            continue
-        if current.op != "call_function" or not _repeatable(current):
-            return None
-        missing = next((arg for arg in current.all_input_nodes if arg not in env), None)
-        if missing is None:
-            env[current] = _repeated(fw, current, env, table)
-        else:
-            waiting.append(missing)
-    return env[node]
-
-
-def _repeated(fw: fx.GraphModule, node: fx.Node, env: dict[fx.Node, fx.Node], table: dict[Key, fx.Node]) -> fx.Node:
-    """The same for a node whose inputs are known."""
-    if _is_times_one(node):
-        return env[node.args[0]]  # type: ignore[index]
-    args = fx.map_arg(node.args, lambda arg: env[arg])
-    kwargs = fx.map_arg(node.kwargs, lambda arg: env[arg])
-    key = _key(node, args, kwargs)
-    if key not in table:
-        known = [env[arg] for arg in node.all_input_nodes if env[arg].op != "placeholder"]
-        latest = max(known or placeholders(fw))
-        with fw.graph.inserting_after(latest):
-            table[key] = copy_node(fw.graph, node, env, PREFIX + node.name)
-    return table[key]
-
-
-def _is_times_one(node: fx.Node) -> bool:
-    """`x * 1` of x's own dtype: the backward of softplus asks of it what the forward asks of x."""
-    if op_name(node) != "mul" or not isinstance(node.args[0], fx.Node) or isinstance(node.args[1], fx.Node):
-        return False
-    value, result = node.args[0].meta.get("val"), node.meta.get("val")
-    if not (isinstance(value, torch.Tensor) and isinstance(result, torch.Tensor)):
-        return False
-    return value.dtype is result.dtype and node.args[1] in (1, 1.0)
-
-
-def _repeatable(node: fx.Node) -> bool:
-    """Whether a copy of `node` computes the same elsewhere: no random operator, no higher-order operator."""
-    if isinstance(node.target, OpOverload):
-        return torch.Tag.nondeterministic_seeded not in node.target.tags
-    return getattr(node.target, "__module__", "") == operator.getitem.__module__  # elements of tuples, symbolic sizes
-
-
-@dataclass(slots=True)
-class _SavedSoFar:
-    """The backward's placeholders of saved forward nodes, and the first saved tensor."""
-
-    partners: dict[fx.Node, fx.Node]
-    front: SavedPair | None
-
-
-def _replace(
-    fw: fx.GraphModule, bw: fx.GraphModule, node: fx.Node, twin: fx.Node, num_fwd_outputs: int, saved: _SavedSoFar
-) -> str:
-    """Read `node` from a saved `twin` instead of computing it; returns the name it is saved under."""
-    partner = saved.partners.get(twin)
-    if partner is None:
-        twin._rename(PREFIX + "is_" + node.name)
-        partner = saved.partners[twin] = add_saved(fw, bw, twin, num_fwd_outputs, saved.front)
-        saved.front = SavedPair(num_fwd_outputs if saved.front is None else saved.front.position, twin, partner)
-    node.replace_all_uses_with(partner)
-    return partner.name

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
-from fxcompress.codecs.order import MemoryOrder, from_rows, to_rows
+from fxcompress.codecs.order import MemoryOrder, from_rows, is_dense, to_rows
 from fxcompress.passes.cast_last import cast_last
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
@@ -161,7 +161,7 @@ def _key(encoding: Encoding) -> object:
     if not _is_static(val):
         return encoding.source
     place = (tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
-    return (encoding.codec, encoding.lowering, encoding.order.dims, *place)
+    return (encoding.codec, encoding.lowering, encoding.order, *place)
 
 
 def _is_static(val: torch.Tensor) -> bool:
@@ -196,7 +196,11 @@ def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
 
     def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (from_rows(codec.decode(parts, order.cols, val.dtype), order),)
+        rows = codec.decode(parts, order.cols, val.dtype)
+        if not is_dense(rows.shape, rows.stride()):
+            # Each row ends within a group; what reads the decoded tensor views it as what was encoded.
+            rows = rows.clone(memory_format=torch.contiguous_format)
+        return (from_rows(rows, order),)
 
     with compat.fake_mode_of([val]), torch.no_grad():
         unpacked = clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))

@@ -45,3 +45,18 @@ def test_copied_layers_are_explained_as_they_are_compiled() -> None:
 def test_copied_layers_have_a_largest_batch() -> None:
     found = max_batch(case, 1 << 20, inputs=("f32[B,32]",), options=SMALL, variants=("plain",), most=64)
     assert found.answers[0].largest is not None and found.answers[0].next is None
+
+
+def converted() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """A model in another dtype, of which two layers share their weight."""
+    layers = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
+    layers[2].weight = layers[0].weight
+    return layers.bfloat16(), (torch.randn(16, 32, dtype=torch.bfloat16),)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_factories_may_convert_their_model() -> None:
+    (graph,) = fxcompress.explain(converted, options=SMALL).graphs
+    (kept,) = {d.tensor.dtype for d in graph.decisions if d.codec == "affine"}
+    assert kept == "bfloat16"
+    assert len([d for d in graph.decisions if d.tensor.shape == (32, 32)]) == 1

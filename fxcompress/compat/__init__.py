@@ -32,6 +32,7 @@ from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutp
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode
 from fxcompress.compat.tracing import HigherOrderOperator as HigherOrderOperator
 from fxcompress.compat.tracing import OpOverload as OpOverload
+from fxcompress.compat.tracing import convertible_fake_modules as convertible_fake_modules
 from fxcompress.compat.tracing import decomposition_of as decomposition_of
 from fxcompress.compat.tracing import in_storage as in_storage
 from fxcompress.compat.tracing import is_stored as is_stored

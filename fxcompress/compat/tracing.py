@@ -1,6 +1,7 @@
 """What PyTorch's tracing uses and does not export: run in 2.13, read in 2.11."""
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,21 @@ def fake_mode() -> FakeTensorMode:
     mode = FakeTensorMode()
     mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
     return mode
+
+
+@contextlib.contextmanager
+def convertible_fake_modules() -> Iterator[None]:
+    """Let modules of fake parameters change their dtype, as `model.bfloat16()` does.
+
+    `torch.utils.swap_tensors`, by which they do, refuses tensors with weak references, and each fake parameter has one.
+    Patches the module `weakref` that it looks them up in: run in 2.13.
+    """
+    original = torch.utils.weakref  # type: ignore[attr-defined]
+    torch.utils.weakref = types.SimpleNamespace(getweakrefs=lambda tensor: [])  # type: ignore[assignment, attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.weakref = original  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
