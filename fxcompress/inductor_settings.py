@@ -3,9 +3,9 @@
 from typing import Any
 
 from fxcompress.compat.scheduler_passes import after_fusion_setting, keep_order_setting
-from fxcompress.operator_memory import called_nbytes
 from fxcompress.options import Options
 from fxcompress.passes.realize import FOR_GPU
+from fxcompress.passes.workspace import library_nbytes
 
 
 def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def settings(options: Options, *, on_gpu: bool) -> dict[str, Any]:
         found |= FOR_GPU
     split = on_gpu and "split_loops" not in options.disable_passes
     order = orders_kernels(options)
-    return found | after_fusion_setting(options.inductor_patches(), split=split, order=order, workspace=called_nbytes)
+    return found | after_fusion_setting(options.inductor_patches(), split=split, order=order, workspace=library_nbytes)
 
 
 def orders_kernels(options: Options) -> bool:

@@ -17,7 +17,7 @@ from fxcompress.compat import FakeTensorMode
 from fxcompress.compat.lowering import lower
 from fxcompress.compat.scheduler_passes import settings_undone
 from fxcompress.passes.find_saved import outputs
-from fxcompress.passes.workspace import workspace_nbytes
+from fxcompress.passes.workspace import library_nbytes
 from fxcompress.replay import replay
 
 _ROWS = 64
@@ -26,7 +26,7 @@ _ROWS = 64
 
 def called_nbytes(node: fx.Node) -> int:
     """Bytes that a library's call, or one of an operator of ours, allocates and frees on a CPU."""
-    return operator_nbytes(node) or workspace_nbytes(node, channels_last=False)
+    return operator_nbytes(node) or library_nbytes(node)
 
 
 def operator_nbytes(node: fx.Node) -> int:

@@ -33,6 +33,11 @@ def workspace_nbytes(node: fx.Node, *, channels_last: bool) -> int:
     return rule(node, channels_last)
 
 
+def library_nbytes(node: fx.Node) -> int:
+    """`workspace_nbytes` where the strides of a node's arguments say how its maps lie."""
+    return workspace_nbytes(node, channels_last=False)
+
+
 def _convolution(node: fx.Node, channels_last: bool) -> int:
     x, weight = _arg(node, 0), _arg(node, 1)
     if channels_last or _lies_channels_last(x):

@@ -14,9 +14,9 @@ from torch._inductor import config
 from fxcompress.compat import scheduling
 from fxcompress.compat.scheduling import AfterFusion
 from fxcompress.inductor_settings import settings
-from fxcompress.operator_memory import called_nbytes
 from fxcompress.options import Options
 from fxcompress.passes.order_launches import Launch, end_rows, order_launches, peak_bytes
+from fxcompress.passes.workspace import library_nbytes
 
 GIVEN = {"a": 3, "b": 8, "c": 21}
 
@@ -188,6 +188,6 @@ def test_draws_from_a_generator_keep_their_order() -> None:
 
 
 def test_caches_can_take_the_pass() -> None:
-    first, second = (AfterFusion(split=True, order=True, workspace=called_nbytes) for _ in range(2))
+    first, second = (AfterFusion(split=True, order=True, workspace=library_nbytes) for _ in range(2))
     assert first.uuid() == second.uuid() and pickle.dumps(first) == pickle.dumps(second)
-    assert AfterFusion(split=False, order=True, workspace=called_nbytes).uuid() != first.uuid()
+    assert AfterFusion(split=False, order=True, workspace=library_nbytes).uuid() != first.uuid()
