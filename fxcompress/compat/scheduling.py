@@ -93,9 +93,10 @@ def _end_rows(scheduler: Any, names: set[str]) -> None:
     """
     from torch._inductor.codegen.cpp import CppScheduling
 
-    backend: Any = scheduler.get_backend(torch.device("cpu"))
-    if not names or CppScheduling not in type(backend).__mro__:
+    cpu = torch.device("cpu")
+    if not names or not isinstance(scheduler.get_backend(cpu), CppScheduling):
         return
+    backend: Any = scheduler.get_backend(cpu)
     codegen_node = backend.codegen_node
 
     def codegen_and_end(node: Any) -> None:
