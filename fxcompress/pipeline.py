@@ -10,7 +10,7 @@ Each step is one pass of `fxcompress.passes`; the log says how long each took.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,37 +18,36 @@ from torch import fx
 
 from fxcompress.compat.kernels import computes_as_generated
 from fxcompress.error_table import ErrorTable
-from fxcompress.facts import CALLER_HELD, Need, Peak, SavedTensor, saved_bytes
+from fxcompress.facts import CALLER_HELD, Peak, saved_bytes
 from fxcompress.inductor_settings import orders_kernels
 from fxcompress.limits import Budget, Findings, Limits, errors_of, fit_accuracy, fit_peak, kept, own_budget, widest
 from fxcompress.options import DECIDED_BY_PLAN, Options
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.check import check
-from fxcompress.passes.choose import SHARED, Choice, Encoding, choose, lossy_need, strictest
+from fxcompress.passes.choose import SHARED, Choice, Encoding, choose
 from fxcompress.passes.collect import collect
 from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_idle_width import find_idle_width
 from fxcompress.passes.find_masked import find_masked, learned_inputs
-from fxcompress.passes.find_rules import Ruled, find_rules, find_unmatched
+from fxcompress.passes.find_rules import find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs, placeholders
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fuse import Fusion, fuse
 from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
-from fxcompress.passes.pick_codec import keeps_zeros
 from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
-from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.rewrite import rewrite
-from fxcompress.passes.save_differences import save_differences
 from fxcompress.passes.save_early import save_early
-from fxcompress.passes.save_predicates import expose_predicates, save_predicates
+from fxcompress.passes.save_normalized import restore_kept
+from fxcompress.passes.save_predicates import expose_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded
 from fxcompress.passes.store_sums import store_sums
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
+from fxcompress.prepare import prepare
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,7 +128,7 @@ def run(
     peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, replace(machine, ends_rows=False)))
     stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
     prepared = clock.run(
-        "prepare", lambda: _prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)
+        "prepare", lambda: prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)
     )
     if "save_early" not in options.disable_passes:
         clock.run("save_early", lambda: save_early(fw, count))
@@ -163,6 +162,9 @@ def run(
     elif stored is None and limits.budget is not None:
         choice, fit = clock.run("fit_budget", lambda: fit_peak(fw, bw, found, choice, limits))
         fits = (fit,)
+    if prepared.replaced and "restore_kept" not in options.disable_passes:
+        as_they_are = {decision.tensor.name for decision in choice.decisions if decision.codec == KEEP}
+        clock.run("restore_kept", lambda: restore_kept(fw, bw, prepared.replaced, as_they_are, count))
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))
@@ -218,76 +220,10 @@ def _analyse(fw: fx.GraphModule, bw: fx.GraphModule, options: Options, count: in
     return Findings(collect(storages, demands, values, masked, options.min_bytes), storages, values)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Tensors that must stay exact, with why; whether a graph was edited."""
-
-    exact_only: dict[str, str]
-    edited: bool
-
-
-def _prepare(
-    fw: fx.GraphModule,
-    bw: fx.GraphModule,
-    options: Options,
-    count: int,
-    parameters: Sequence[str],
-    found: Findings,
-    channels_last: Set[str],
-    stored: GraphPlan | None,
-) -> _Prepared:
-    """Exact rewrites that come before choosing."""
-    sizes = len(fw.graph.nodes), len(bw.graph.nodes)
-    rebuilt = "rebuild_weights" not in options.disable_passes and rebuild_weights(fw, bw, set(parameters), count)
-    rules = find_rules(found.storages, options)
-    unfit = _unfit(found, options, channels_last)
-    lossy = _lossy_names(found.saved, rules, unfit, stored)
-    zero_keeping = {tensor.name for tensor in found.saved if keeps_zeros(rules[tensor.storage].options)}
-    answering = lossy & _zero_exact(found.saved) & zero_keeping
-    done = save_predicates(fw, bw, lossy, answering, count)
-    inexact = lossy - dict(done.exact_only).keys()
-    differs = save_differences(fw, bw, inexact, learned_inputs(placeholders(fw), outputs(bw)), count)
-    same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
-    return _Prepared(
-        {**unfit, **dict(done.exact_only)}, bool(rebuilt or done.masks or done.dropped or differs) or not same
-    )
-
-
-def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:
-    """Tensors whose codec will keep zeros; one codec serves all views of a storage."""
-    needs: dict[str, list[Need]] = {}
-    for tensor in saved:
-        needs.setdefault(tensor.storage, []).append(tensor.need)
-    return {tensor.name for tensor in saved if strictest(needs[tensor.storage]).endswith("+mask")}
-
-
 def decided(plan: Plan | None, options: Options) -> Options:
     """The options that a plan was made with, where they decide which graph its decisions are about."""
     made = {name: value for name, value in (plan.options if plan is not None else ()) if name in DECIDED_BY_PLAN}
     return replace(options, plan=None, **made) if made else options  # type: ignore[arg-type]
-
-
-def _unfit(found: Findings, options: Options, channels_last: Set[str]) -> dict[str, str]:
-    """What the options would leave alone, with why, even if nothing in the backward forbade lossy codes.
-
-    No predicate of it need be saved: it answers for itself.
-    """
-    trial = choose(
-        found.saved, found.storages, found.values, replace(options, limit=None), {}, channels_last=channels_last
-    )
-    kept = {d.tensor.storage: d.reason for d in trial.decisions if d.codec == KEEP and not d.tensor.refusal}
-    return {tensor.name: kept[tensor.storage] for tensor in found.saved if tensor.storage in kept}
-
-
-def _lossy_names(
-    saved: Sequence[SavedTensor], rules: Mapping[str, Ruled], unfit: Mapping[str, str], stored: GraphPlan | None
-) -> set[str]:
-    finite = {t.name for t in saved if t.values and not t.values.startswith("≥")}
-    allowed = {t.name for t in saved if rules[t.storage].options.lossy and not rules[t.storage].keep}
-    lossy = {t.name for t in saved if lossy_need(t.need) and not t.refusal}
-    names = (lossy & allowed) - finite - unfit.keys()
-    exact = {"valueset", KEEP, SHARED}
-    return names | {d.tensor.name for d in (stored.decisions if stored is not None else ()) if d.codec not in exact}
 
 
 def _graph_plan(key: str, choice: Choice, before: int, plain: int, peak_before: Peak, peak_after: Peak) -> GraphPlan:

@@ -24,7 +24,8 @@ class Prober(compat.partitioner_base()):  # type: ignore[misc]
     """Our partitioner without encodings, whose backward graphs show their inputs to `measure` first."""
 
     def __init__(self, options: Options, measure: Measure) -> None:
-        prepared = replace(options, limit=0, save_plan=None)
+        left = (*options.disable_passes, "restore_kept")  # plans speak of what may be encoded
+        prepared = replace(options, limit=0, save_plan=None, disable_passes=left)
         self._cut = ActcompPartitioner(prepared, decompose=options.inner == "inductor")
         self._measure = measure
         self._graphs = 0

@@ -14,7 +14,7 @@ from torch import fx
 from fxcompress.options import Options, under_rule
 from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_saved import layer_of
-from fxcompress.passes.ops import op_name
+from fxcompress.passes.ops import ORIGIN, op_name
 from fxcompress.precision import PrecisionRule
 from fxcompress.report.text import layer_pattern
 
@@ -69,7 +69,12 @@ def _facts(node: fx.Node) -> Facts | None:
     elements = 1
     for size in val.shape:
         elements *= hint(size)
-    return layer_of(node), op_name(node), str(val.dtype).removeprefix("torch."), elements
+    return (
+        layer_of(node),
+        str(node.meta.get(ORIGIN, "")).rpartition(".")[2] or op_name(node),
+        str(val.dtype).removeprefix("torch."),
+        elements,
+    )
 
 
 def _why(rule: PrecisionRule, facts: Sequence[Facts]) -> str:

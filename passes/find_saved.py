@@ -14,6 +14,9 @@ from torch import fx
 
 from fxcompress.errors import UnsupportedGraphError
 
+DESCRIPTIVE = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace")
+"""Keys of a node's `meta` that say which of the user's code made it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SavedPair:

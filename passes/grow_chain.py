@@ -165,7 +165,8 @@ def _loose_ends(nodes: set[fx.Node], facts: Facts) -> set[fx.Node]:
     ends: set[fx.Node] = set()
     for node in sorted(nodes, key=facts.order.__getitem__, reverse=True):
         within = any(reader in nodes and reader not in ends for reader in readers_of(node))
-        wanted = facts.lowering(node) == TRITON or is_mask(node) or is_read_in_memory(node, facts)
+        alone = node in facts.number and not readers_of(node)
+        wanted = alone or facts.lowering(node) == TRITON or is_mask(node) or is_read_in_memory(node, facts)
         if not within and not wanted:
             ends.add(node)
     return ends

@@ -12,6 +12,9 @@ from fxcompress.compat import OpOverload
 GRADIENT = "gradient"
 """`meta["actcomp"]` of forward nodes that are gradients already."""
 
+ORIGIN = "actcomp_origin"
+"""`meta[ORIGIN]` is the operator, as `full_name` gives it, of the node that one stands for which we made."""
+
 VIEWS = frozenset(
     "view reshape _unsafe_view permute transpose t expand alias detach squeeze unsqueeze select slice as_strided split "
     "unbind diagonal unfold split_with_sizes view_as inductor_force_stride_order".split()
@@ -74,6 +77,8 @@ def _target_name(target: object) -> str:
 
 def full_name(node: fx.Node) -> str:
     """Operator as a user reads it: `aten.addmm`; for an element of a tuple, the operator that made the tuple."""
+    if ORIGIN in node.meta:
+        return str(node.meta[ORIGIN])
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return f"{full_name(node.args[0])}[{node.args[1]}]"
     if isinstance(node.target, OpOverload):

@@ -12,13 +12,13 @@ from torch import fx
 
 from fxcompress.passes.add_unrounded import add_unrounded, find_sum
 from fxcompress.passes.alias import hint
+from fxcompress.passes.find_saved import DESCRIPTIVE
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.token_rows import Unchunkable, same, shape_of
 from fxcompress.passes.write_chunk import PREFIX, Writer
 
 aten = torch.ops.aten
-_DESCRIPTIVE = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _put(region: Region, node: fx.Node, value: fx.Node) -> None:
 
 
 def _describe(value: fx.Node, node: fx.Node) -> None:
-    value.meta |= {key: node.meta[key] for key in _DESCRIPTIVE if key in node.meta}
+    value.meta |= {key: node.meta[key] for key in DESCRIPTIVE if key in node.meta}
 
 
 def _reshaped(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:

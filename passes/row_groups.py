@@ -17,7 +17,7 @@ from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.ops import MOVES, is_view, op_name
 
-_WHOLE = 128
+WHOLE = 128
 """Elements of the codecs' own groups."""
 _SMALLEST = 16
 """Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
@@ -39,12 +39,12 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
     if source is None or order is None or not _lies_in_rows(source):
         return 0
     width = _row_of(source)
-    if not width or width % _WHOLE == 0 or order.cols % width or not _is_normalized(source):
+    if not width or width % WHOLE == 0 or order.cols % width or not _is_normalized(source):
         return 0
-    group = math.gcd(width, _WHOLE)
+    group = math.gcd(width, WHOLE)
     if group >= _LEAST_POWER:
         return group
-    sizes = range(_SMALLEST, _WHOLE + 1, _SMALLEST)
+    sizes = range(_SMALLEST, WHOLE + 1, _SMALLEST)
     dividing = [size for size in sizes if width % size == 0]
     if dividing:
         return max(dividing)
