@@ -22,6 +22,15 @@ def floor_bits(x: torch.Tensor) -> torch.Tensor:
     return (bits + ((bits >> 31) & 0xFFFF)) & _HIGH_HALF
 
 
+def nearest_bf16(x: torch.Tensor) -> torch.Tensor:
+    """fp32 `x` rounded to the nearest bf16, still in fp32; anything for NaN.
+
+    By its bits: a cast to bf16 and back is one that Inductor leaves out.
+    """
+    bits = x.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & _HIGH_HALF).view(torch.float32)
+
+
 def reciprocal(levels: float) -> float:
     """Largest fp32 ≤ 1/levels, so that `levels·s·reciprocal(levels)` never rounds up past a bf16 s."""
     mantissa, exponent = math.frexp(1 / levels)

@@ -52,7 +52,8 @@ def compile_for_rows(
         gm = make_fx(function, **how)(*inputs)
     gm.graph.eliminate_dead_code()
     # Without what tracing hangs on the module: its shape environment cannot be part of a compile cache's key.
-    gm = GraphModule({}, gm.graph)
+    constants = {str(node.target): getattr(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")}
+    gm = GraphModule(constants, gm.graph)
     with tracing(TracingContext(mode)):
         compiled: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] = compile_fx_inner(gm, inputs)
     return compiled

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxcompress.codecs.affine import Affine, reference
-from fxcompress.codecs.groups import LARGEST, floor_bits, scale_bits
+from fxcompress.codecs.groups import LARGEST, floor_bits, nearest_bf16, scale_bits
 from fxcompress.errors import OptionError
 
 ANY = st.floats(-LARGEST, LARGEST, width=32)
@@ -69,6 +69,13 @@ def test_directed_rounding_to_bf16(value: float) -> None:
     normal = x.abs().clamp_min(2.0**-126)
     assert above >= normal and (above == normal or floor_bits(normal).view(torch.float32) < normal)
     assert above.to(torch.bfloat16).float() == above
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.floats(width=32, allow_nan=False))
+def test_nearest_bf16_is_what_a_cast_gives(value: float) -> None:
+    x = torch.tensor(value, dtype=torch.float32)
+    assert nearest_bf16(x) == x.to(torch.bfloat16).float()
 
 
 def test_the_ragged_tail_repeats_the_last_element() -> None:

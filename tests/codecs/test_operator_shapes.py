@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from fxcompress import codecs
+from fxcompress import codecs, compat
 from fxcompress.codecs import operators
 from fxcompress.codecs.base import Codec
 from fxcompress.testing import dtypes, examples, fitting, sample
@@ -23,6 +23,18 @@ def test_shapes_are_those_of_the_payload(codec: Codec) -> None:
         decoded = torch.ops.fxcompress.decode(parts, [x.shape[-1]], operators.describe(codec), dtype)
     assert [(p.shape, p.dtype) for p in parts] == [(p.shape, p.dtype) for p in expected]
     assert (decoded.shape, decoded.dtype) == (x.shape, dtype)
+
+
+@pytest.mark.parametrize("codec", [codec for codec in examples() if codec.contract.kind != "exact"], ids=str)
+def test_what_operators_compile_is_whole(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an interpreter in the place of code generation, which has tests of its own."""
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", lambda gm, _: lambda parts: gm(*parts))
+    width = operators.row_width(codec, fitting(codec, 128))
+    function, example = operators.row_function("encode", operators.describe(codec), width, torch.float32, 4)
+    kernel = compat.compile_for_rows(function, example, dynamic=True)
+    x = sample(codec, (7, width), torch.float32)
+    for part, expected in zip(kernel([x, torch.tensor(5)]), codec.encode(x, 5), strict=True):
+        assert torch.equal(part.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
 def test_a_symbolic_size_stays_symbolic() -> None:

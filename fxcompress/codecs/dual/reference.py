@@ -13,7 +13,7 @@ import torch
 
 from fxcompress.codecs import maps
 from fxcompress.codecs.affine import reference as affine
-from fxcompress.codecs.groups import LARGEST, to_rows
+from fxcompress.codecs.groups import LARGEST, nearest_bf16, to_rows
 
 _RESIDUAL_LARGEST = 2 * LARGEST
 """A residual is a difference of two values of up to `LARGEST`."""
@@ -38,13 +38,13 @@ def encode(
     # The order of a sum decides its last bit, and the strides decide the order.
     values = planes.to(torch.float32).contiguous()
     *lead, height, width = values.shape
-    means = maps.cell_means(values, cell).to(torch.bfloat16)
-    residual = values - maps.spread(means.to(torch.float32), cell, height, width)
+    means = nearest_bf16(maps.cell_means(values, cell))
+    residual = values - maps.spread(means, cell, height, width)
     # A huge constant has a small residual; it must come back as non-finite all the same.
     residual = torch.where(values.abs() <= LARGEST, residual, math.nan)
     rows = residual.reshape(*lead, height * width)
     codes, word = affine.encode(rows, bits, group, salt, largest=_RESIDUAL_LARGEST)
-    return means, codes.squeeze(-2), word.squeeze(-1)
+    return means.to(torch.bfloat16), codes.squeeze(-2), word.squeeze(-1)
 
 
 def decode(
