@@ -15,6 +15,7 @@ from torch import fx
 
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
+from fxcompress.passes.find_row_norms import normalizes_rows
 from fxcompress.passes.ops import MOVES, is_view, op_name
 
 WHOLE = 128
@@ -23,7 +24,6 @@ _SMALLEST = 16
 """Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
 _LEAST_POWER = 32
 """From here on groups are a power of two, which kernels take."""
-_SQUARES = frozenset(["pow", "square", "mul"])
 _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout where".split())
 
 
@@ -82,7 +82,7 @@ def _reaches_norm(source: fx.Node, carries: Callable[[fx.Node, fx.Node], bool]) 
     seen = {source}
     for value in values:
         for user in value.users:
-            if _normalizes(user):
+            if normalizes_rows(user):
                 return True
             if user not in seen and carries(user, value) and _lies_in_rows(user):
                 seen.add(user)
@@ -120,25 +120,6 @@ def _row_of(source: fx.Node) -> int:
             elif op_name(user) in ("mm", "bmm") and user.args[0] is value:
                 widths.append(_width(value))
     return max(widths)
-
-
-def _normalizes(node: fx.Node) -> bool:
-    """Whether `node` normalizes rows, or takes the moments to do so."""
-    name = op_name(node)
-    if "layer_norm" in name or "rms_norm" in name:
-        return True
-    if name in _SQUARES:
-        return any(op_name(user) == "mean" and _along_rows(user) for user in node.users)
-    return name in ("var_mean", "var") and _along_rows(node)
-
-
-def _along_rows(node: fx.Node) -> bool:
-    """Whether a reduction is along the last dimension alone."""
-    source = node.args[0]
-    dims = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(source, fx.Node) or not isinstance(dims, (list, tuple)) or len(dims) != 1:
-        return False
-    return dims[0] in (-1, source.meta["val"].dim() - 1)
 
 
 def _width(node: fx.Node) -> int:

@@ -1,0 +1,66 @@
+"""Tell what divides rows by a number of their own: normalizations as operators, taken apart, or as users spell them.
+
+`normalizes_rows(node)` looks at one reader of a tensor, and follows what it reduces each row to until something is
+divided by it: a standard deviation, a length, a sum of magnitudes, a range. Read-only.
+"""
+
+from torch import fx
+
+from fxcompress.passes.ops import MOVES, is_view, op_name
+
+_MAGNITUDES = frozenset("pow square mul abs".split())
+_MOMENTS = frozenset(["var_mean", "var"])
+_LENGTHS = frozenset(["linalg_vector_norm", "norm"])
+_NUMBERS = frozenset(["amax", "amin", "std"]) | _LENGTHS
+_SCALARS = frozenset("add sub mul clamp clamp_min maximum sqrt".split()) | MOVES
+"""What may be done to a row's number before something is divided by it."""
+
+
+def normalizes_rows(node: fx.Node) -> bool:
+    """Whether `node`, or what is made of its rows, divides each row of what it reads by a number of its own."""
+    name = op_name(node)
+    if "layer_norm" in name or "rms_norm" in name:
+        return True
+    if name in _MAGNITUDES:
+        return any(_is_divisor_of_rows(user) for user in node.users)
+    if name in _NUMBERS:
+        return _is_along_rows(node) and _divides(node)
+    return name in _MOMENTS and _is_along_rows(node)
+
+
+def _is_divisor_of_rows(node: fx.Node) -> bool:
+    """Whether `node` reduces rows of magnitudes, and something is divided by what it gives."""
+    name = op_name(node)
+    return name in ("sum", "mean", "amax") and _is_along_rows(node) and (name == "mean" or _divides(node))
+
+
+def _is_along_rows(node: fx.Node) -> bool:
+    """Whether a reduction is along the last dimension alone."""
+    source, place = node.args[0], 2 if op_name(node) in _LENGTHS else 1
+    dims = node.args[place] if len(node.args) > place else None
+    if not isinstance(source, fx.Node) or not isinstance(dims, (list, tuple)) or len(dims) != 1:
+        return False
+    return dims[0] in (-1, source.meta["val"].dim() - 1)
+
+
+def _divides(number: fx.Node) -> bool:
+    """Whether something is divided by a row's number."""
+    values, seen = [number], {number}
+    for value in values:
+        for user in value.users:
+            name = op_name(user)
+            root = name == "pow" and isinstance(user.args[1], (int, float)) and user.args[1] < 0
+            if root or name in ("rsqrt", "reciprocal") or (name == "div" and user.args[1] is value):
+                return True
+            same = (name in _SCALARS or name == "div" or is_view(user)) and _rows(user) == _rows(number)
+            if (same or name == "expand") and user not in seen:
+                seen.add(user)
+                values.append(user)
+    return False
+
+
+def _rows(node: fx.Node) -> str:
+    """The shape without the last dimension, if that holds a number per row."""
+    val = node.meta.get("val")
+    shape = [*map(str, getattr(val, "shape", ()))]
+    return str([size for size in shape if size != "1"])
