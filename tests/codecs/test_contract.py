@@ -35,6 +35,13 @@ def test_lead_dimensions(codec: Codec, lead: tuple[int, ...]) -> None:
 
 
 @by_codec(CODECS)
+@pytest.mark.parametrize("lead", [(0,), (5, 0)])
+def test_no_rows_at_all(codec: Codec, lead: tuple[int, ...]) -> None:
+    x = sample(codec, (*lead, fitting(codec, 130)), dtypes(codec)[0])
+    assert codec.decode(codec.encode(x, 3), x.shape[-1], x.dtype).shape == x.shape
+
+
+@by_codec(CODECS)
 def test_rows_do_not_depend_on_each_other_but_for_noise(codec: Codec) -> None:
     x = sample(codec, (2, fitting(codec, 200)), dtypes(codec)[0])
     alone = codec.encode(x[:1], 1)

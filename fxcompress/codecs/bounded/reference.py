@@ -74,7 +74,7 @@ def decode(parts: tuple[torch.Tensor, ...], bits: int, cols: int, dtype: torch.d
     if len(parts) == 2:
         return rows if cols == rows.shape[-1] else rows[..., :cols]
     raw, index = parts[2:]
-    grouped = rows.reshape(*word.shape, -1)
+    grouped = rows.reshape(*word.shape, math.prod(values.shape[-2:]))
     places = index.to(torch.int64)[..., None].expand(raw.shape)
     whole = grouped.scatter(-2, places, raw).reshape(rows.shape)
     return whole if cols == rows.shape[-1] else whole[..., :cols]
