@@ -7,7 +7,8 @@ Names of `torch._inductor.config`: `_pre_fusion_custom_pass`, `_post_fusion_cust
 from collections.abc import Mapping
 from typing import Any
 
-from fxcompress.compat.scheduling import AfterFusion, KeepOrder, Workspace
+from fxcompress.compat.scheduler_bounds import KeepOrder
+from fxcompress.compat.scheduling import AfterFusion, Workspace
 
 
 def keep_order_setting() -> dict[str, Any]:

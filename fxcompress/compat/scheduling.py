@@ -1,4 +1,4 @@
-"""Inductor's scheduler: bounds on the order of kernels before they are fused, and their order after it.
+"""Inductor's scheduler: the order of kernels after they are fused.
 
 Names of `torch._inductor.codegen.cpp`, `.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in
 2.11 and 2.13.
@@ -11,42 +11,14 @@ import torch
 from torch import fx
 
 from fxcompress.compat.lowering import call_of
+from fxcompress.compat.scheduler_bounds import buffer_nbytes, input_nbytes, pass_base
 from fxcompress.compat.split_loops import split_loops
-from fxcompress.passes.keep_order import Kernel, find_bounds
 from fxcompress.passes.order_launches import Launch, end_rows, order_launches
 
 Workspace = Callable[[fx.Node], int]
 
 
-def _pass_base() -> type:
-    """`CustomSchedulerPass`, which 2.11 does not have: there a `CustomGraphPass` is called with the nodes."""
-    from torch._inductor import custom_graph_pass
-
-    base: type = getattr(custom_graph_pass, "CustomSchedulerPass", custom_graph_pass.CustomGraphPass)
-    return base
-
-
-class KeepOrder(_pass_base()):  # type: ignore[misc]
-    """A `_pre_fusion_custom_pass` that keeps kernels in the graph's order where memory depends on it."""
-
-    def __call__(self, nodes: list[Any]) -> list[Any]:
-        from torch._inductor.utils import contains_collective
-
-        # Which collectives overlap with what is decided by their order, and not by memory alone.
-        if nodes and not any(map(contains_collective, nodes)):
-            bounds = find_bounds(_kernels(nodes))
-            for first, second in bounds:
-                _bound(nodes[first], nodes[second])
-            if bounds:
-                nodes[0].scheduler.compute_ancestors()
-        return nodes
-
-    def uuid(self) -> str:
-        """The partitioner's own, which covers our sources, is part of the same cache keys."""
-        return "fxcompress.keep_order"
-
-
-class AfterFusion(_pass_base()):  # type: ignore[misc]
+class AfterFusion(pass_base()):  # type: ignore[misc]
     """A `_post_fusion_custom_pass` that splits loops, and runs fused kernels in the order of the least peak found.
 
     `workspace`: bytes that a node's call of a library on a CPU needs while it runs; a function of a module, for caches.
@@ -121,66 +93,6 @@ def _order_by_inductor(nodes: list[Any]) -> list[Any]:
     return ordered
 
 
-def _kernels(nodes: Sequence[Any]) -> list[Kernel]:
-    from torch._inductor.memory import compute_size_for_scheduler_buffer
-    from torch._inductor.virtualized import V
-
-    made = {name: sizes[1] for name, sizes in compute_size_for_scheduler_buffer(nodes[0].scheduler.name_to_buf).items()}
-    kept = set(V.graph.get_output_names())
-
-    def nbytes(dep: Any) -> int:
-        if dep.name in kept:
-            return 0
-        return made[dep.name] if dep.name in made else _input_nbytes(dep)
-
-    kernels = []
-    for node in nodes:
-        reads = {dep.name: nbytes(dep) for dep in node.read_writes.reads}
-        makes = {buffer.get_name(): made.get(buffer.get_name(), 0) for buffer in node.get_outputs()}
-        kernels.append(Kernel({name: size for name, size in reads.items() if size}, makes, _is_called(node)))
-    return kernels
-
-
-def _input_nbytes(dep: Any) -> int:
-    """Bytes of a graph's input, 0 where it outlives the step.
-
-    `get_dep_size_hint` counts a group's scale once for every element of the group.
-    """
-    from torch._inductor.utils import is_nonfreeable_buffers
-    from torch._inductor.virtualized import V
-
-    return 0 if is_nonfreeable_buffers(dep) or V.graph.get_dep_size_hint(dep) == 0 else _nbytes(dep.name)
-
-
-def _nbytes(name: str) -> int:
-    """Bytes of a buffer's elements."""
-    from torch._inductor.utils import get_dtype_size
-    from torch._inductor.virtualized import V
-
-    count = V.graph.sizevars.optimization_hint(V.graph.get_numel(name), fallback=0)
-    return int(count) * int(get_dtype_size(V.graph.get_dtype(name)))
-
-
-def _is_called(node: Any) -> bool:
-    """Whether a node calls a library's kernel; picking one of several results runs nothing."""
-    from torch._inductor.ir import MultiOutput
-    from torch._inductor.scheduler import ExternKernelSchedulerNode
-
-    return isinstance(node, ExternKernelSchedulerNode) and not isinstance(node.node, MultiOutput)
-
-
-def _bound(first: Any, second: Any) -> None:
-    """Let `first` run before `second`, as Inductor's own additional dependencies do; no buffer lives longer for it."""
-    from torch._inductor.dependencies import WeakDep
-    from torch._inductor.scheduler import NodeUser
-
-    outputs = first.get_outputs()
-    if not outputs or first.get_operation_names() & second.ancestors:
-        return
-    outputs[0].users.append(NodeUser(second, can_inplace=False, is_weak=True))
-    second.add_fake_dep(WeakDep(outputs[0].get_name(), second.get_name(), is_fake=True))
-
-
 def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[Launch], dict[str, int]]:
     """The kernels after fusion, and the inputs that the graph frees. What a backward returns counts nothing."""
     from torch._inductor.memory import compute_size_for_scheduler_buffer
@@ -203,7 +115,7 @@ def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[L
         read = set()
         for dep in node.read_writes.reads:
             name = scheduler.mutation_real_name.get(dep.name, dep.name)
-            if name not in position and name not in given and (size := _input_nbytes(dep)):
+            if name not in position and name not in given and (size := input_nbytes(dep)):
                 given[name] = size
             if not _only_orders(dep) and (name in given or name in position):
                 read.add(name)
@@ -271,7 +183,7 @@ def _may_write_over(part: Any, name: str, readers: Sequence[Any], result: str) -
 
     scheduler = part.scheduler
     buffer = scheduler.name_to_buf.get(name) or scheduler.name_to_donated_buffer.get(name)
-    if buffer is None or readers[-1] is not part or _nbytes(name) != _nbytes(result):
+    if buffer is None or readers[-1] is not part or buffer_nbytes(name) != buffer_nbytes(result):
         return False
     alike = {dep for reader in readers for dep in reader.read_writes.reads if dep.name == name}
     in_place = any(user.node is part and user.can_inplace for user in buffer.users)

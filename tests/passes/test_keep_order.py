@@ -13,7 +13,7 @@ from torch._inductor.virtualized import V
 
 import fxcompress
 from fxcompress import compat
-from fxcompress.compat.scheduling import KeepOrder
+from fxcompress.compat.scheduler_bounds import KeepOrder
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.keep_order import Kernel, find_bounds
 from fxcompress.testing_graphs import Pair, capture
