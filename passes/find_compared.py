@@ -56,8 +56,8 @@ def _pairs_up(node: fx.Node) -> bool:
     vals = [arg.meta.get("val") if isinstance(arg, fx.Node) else None for arg in (node, *node.args[:2])]
     if op_name(node) != "sub" or not all(isinstance(val, torch.Tensor) and val.is_floating_point() for val in vals):
         return False
-    result, *operands = (nbytes_of(val) for val in vals if val is not None)
-    return result > max(operands)
+    result, *operands = (nbytes_of(val) // val.element_size() for val in vals if val is not None)
+    return bool(result > max(operands))
 
 
 def _is_expanded(value: fx.Node) -> bool:

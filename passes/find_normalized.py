@@ -11,12 +11,13 @@ Rows of a layer normalization are another matter (`row_groups`): they are contig
 
 import operator
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from fxcompress.codecs.order import Size, memory_order
+from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.ops import op_name
@@ -34,20 +35,22 @@ class Normalization:
 
     Attributes:
         value: what is normalized.
-        split: sizes that `value` is viewed as, for `mean` and `rstd` to be spread over; None if its own.
         spread: sizes that `mean` and `rstd` are viewed as; None if their own.
+        repeat: how many channels one of their elements stands for.
         eps: what to add to the variance that `rstd` is then, before taking the reciprocal of its root; None if none.
         divides: whether `rstd` is the standard deviation itself.
+        apart: whether it is spelled in operators that a compiler fuses.
         result: the node that holds the normalized value; None if there is none.
     """
 
     value: fx.Node
     mean: fx.Node
     rstd: fx.Node
-    split: Sizes | None = None
     spread: Sizes | None = None
+    repeat: int = 1
     eps: float | None = None
     divides: bool = False
+    apart: bool = False
     result: fx.Node | None = None
 
 
@@ -106,10 +109,8 @@ def _normalizations(fw: fx.GraphModule) -> Iterator[Normalization]:
             found = _spelled(node)
         elif "batch_norm" in name and "backward" not in name:
             found = _batch_norm(node)
-        elif name == "native_layer_norm":
-            found = _layer_norm(node)
         else:
-            found = _group_norm(node) if name == "native_group_norm" else None
+            found = _BY_NAME[name](node) if name in _BY_NAME else None
         if found is not None:
             yield found
 
@@ -125,7 +126,7 @@ def _spelled(node: fx.Node) -> Normalization | None:
         spread = _is_spread(mean, value) and _is_spread(factor, value)
         divides = op_name(node) == "div"
         if spread and _is_deviation(factor) and (not divides or factor is node.args[1]):
-            return Normalization(value, mean, factor, divides=divides, result=node)
+            return Normalization(value, mean, factor, divides=divides, apart=True, result=node)
     return None
 
 
@@ -139,13 +140,15 @@ def _is_spread(stat: fx.Node, value: fx.Node) -> bool:
 
 
 def _is_deviation(node: fx.Node) -> bool:
-    """Whether `node` is made of a root by what computes on one tensor alone."""
+    """Whether `node` is made of the root of a statistic, or of one plus a constant, by what computes on one tensor."""
     while op_name(node) not in ("rsqrt", "sqrt", "std"):
         inputs = node.all_input_nodes
         if len(inputs) != 1 or node.op != "call_function":
             return False
         node = inputs[0]
-    return True
+    (variance,) = node.all_input_nodes
+    # The root of a parameter may be zero, and what was multiplied by that does not come back.
+    return is_statistic(node) or (op_name(variance) == "add" and isinstance(variance.args[1], (int, float)))
 
 
 def _layer_norm(node: fx.Node) -> Normalization | None:
@@ -178,11 +181,32 @@ def _group_norm(node: fx.Node) -> Normalization | None:
     mean, rstd = _result(node, 1), _result(node, 2)
     if not isinstance(value, fx.Node) or not isinstance(groups, int) or mean is None or rstd is None:
         return None
-    channels, *space = value.meta["val"].shape[1:]
-    if not all(isinstance(size, int) for size in (channels, *space)):
+    return _by_groups(value, groups, mean, rstd)
+
+
+def _apart_group_norm(node: fx.Node) -> Normalization | None:
+    """Moments of `value` viewed as [N, groups, channels of a group, space], as Inductor takes them."""
+    viewed, dims = node.args[:2]
+    if not isinstance(viewed, fx.Node) or op_name(viewed) not in ("view", "reshape") or dims != [2, 3]:
         return None
-    split = (-1, groups, channels // groups, *space)
-    return Normalization(value, mean, rstd, split=split, spread=(-1, groups, *[1] * (1 + len(space))))
+    value, groups = viewed.args[0], viewed.meta["val"].shape[1]
+    mean, variance = _result(node, 1), _result(node, 0)
+    if not isinstance(value, fx.Node) or not isinstance(groups, int) or mean is None or variance is None:
+        return None
+    added = next((user for user in variance.users if op_name(user) == "add"), variance)
+    rstd = next((user for user in added.users if op_name(user) == "rsqrt"), None)
+    found = _by_groups(value, groups, mean, rstd) if rstd is not None else None
+    return replace(found, apart=True) if found is not None else None
+
+
+def _by_groups(value: fx.Node, groups: int, mean: fx.Node, rstd: fx.Node) -> Normalization | None:
+    _, channels, *space = value.meta["val"].shape
+    if not isinstance(channels, int) or not space or channels % groups:
+        return None
+    return Normalization(value, mean, rstd, (-1, channels, *[1] * len(space)), repeat=channels // groups)
+
+
+_BY_NAME = {"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "var_mean": _apart_group_norm}
 
 
 def _result(node: fx.Node, place: int) -> fx.Node | None:
@@ -200,15 +224,12 @@ def _shares(by: Normalization, way: Sequence[fx.Node], channels_last: Set[str], 
         return False
     if str(tuple(val.shape)) in channels_last and val.is_contiguous():
         order = channels_last_order(val)
-    shape, dims = [*val.shape], [*order.dims]
-    if by.split is not None:
-        shape[1:2] = by.split[1:3]
-        dims = [new for dim in dims for new in ((1, 2) if dim == 1 else (dim + (dim > 1),))]
-    varies = _varying(by, len(shape))
+    dims, varies = [*order.dims], _varying(by, val.dim())
     run: Size = 1
     while dims and dims[-1] not in varies:
-        run *= shape[dims.pop()]
-    if not dims or (by.spread is None and set(dims) == {*range(len(shape) - 1)} and _is_in_rows(way[0], by.value)):
+        run *= val.shape[dims.pop()]
+    run *= by.repeat if dims and dims[-1] == 1 else 1
+    if not dims or (by.spread is None and set(dims) == {*range(val.dim() - 1)} and _is_in_rows(way[0], by.value)):
         return False
     return not all(map(keeps_order, way[1:])) or (isinstance(run, int) and run % group != 0)
 
@@ -221,9 +242,7 @@ def _is_in_rows(node: fx.Node, value: fx.Node) -> bool:
 
 def _varying(by: Normalization, rank: int) -> set[int]:
     """Dimensions along which the mean differs."""
-    if by.split is not None:
-        return {0, 1}
     if by.spread is not None:
-        return {1}
+        return {0, 1} if by.repeat > 1 else {1}
     shape = by.mean.meta["val"].shape
     return {dim + rank - len(shape) for dim, size in enumerate(shape) if str(size) != "1"}

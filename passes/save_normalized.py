@@ -122,15 +122,10 @@ class _Writer:
         saved, mean, factor = self._save(normalized), self._save(by.mean), self._save(rstd)
         exact = mean.name, factor.name
         with self.bw.graph.inserting_before(min(read.users)):
-            mean = _precise(self.bw, _viewed(self.bw, mean, by.mean if by.spread is None else by.spread))
-            factor = _precise(self.bw, _viewed(self.bw, factor, rstd if by.spread is None else by.spread))
+            mean, factor = _spread(self.bw, mean, by, by.mean), _spread(self.bw, factor, by, rstd)
             deviation = factor if by.divides else _call(self.bw, _aten.reciprocal.default, (factor,), factor)
-            if by.result is None:
-                rebuilt = _call(self.bw, _aten.addcmul.default, (mean, saved, deviation), read)
-            else:
-                scaled = _call(self.bw, _aten.mul.Tensor, (saved, deviation), read)
-                rebuilt = _call(self.bw, _aten.add.Tensor, (scaled, mean), read)
-            rebuilt = _viewed(self.bw, _cast_to(self.bw, rebuilt, dtype), sizes)
+            rebuilt = _cast_to(self.bw, _multiply_add(self.bw, by, saved, deviation, mean, read), dtype)
+            rebuilt = _viewed(self.bw, rebuilt, sizes)
         read.replace_all_uses_with(rebuilt)
         return Replaced(saved.name, exact, base, rebuilt)
 
@@ -145,16 +140,11 @@ class _Writer:
                 variance = _call(self.fw, _aten.add.Scalar, (rstd, by.eps), rstd)
                 rstd = _call(self.fw, _aten.rsqrt.default, (variance,), rstd)
             if node is None:
-                value = by.value if by.split is None else _call(self.fw, _aten.view.default, (by.value, by.split), base)
-                mean, factor = (
-                    _precise(self.fw, _viewed(self.fw, stat, stat if by.spread is None else by.spread))
-                    for stat in (by.mean, rstd)
-                )
-                # One operator of its size, for each is run by itself where norms are not taken apart.
+                mean, factor = (_spread(self.fw, stat, by, stat) for stat in (by.mean, rstd))
                 shift = _call(
                     self.fw, _aten.neg.default, (_call(self.fw, _aten.mul.Tensor, (mean, factor), mean),), mean
                 )
-                node = _call(self.fw, _aten.addcmul.default, (shift, value, factor), base)
+                node = _multiply_add(self.fw, by, by.value, factor, shift, base)
             return _cast_to(self.fw, node, dtype), rstd
 
     def _save(self, node: fx.Node) -> fx.Node:
@@ -172,12 +162,28 @@ class _Writer:
 
 def _comes_back(by: Normalization, base: fx.Node, sizes: list[int]) -> bool:
     """Whether what is rebuilt lies as `base` does."""
-    val, mean = by.value.meta["val"], by.mean.meta["val"]
-    with compat.fake_mode_of([val]):
-        split = val if by.split is None else val.view(by.split)
-        spread = mean if by.spread is None else mean.view(by.spread)
-        strides = (split - spread).view(sizes).stride()
+    with compat.fake_mode_of([by.value.meta["val"]]):
+        strides = (by.value.meta["val"] * 2).view(sizes).stride()
     return [*map(str, strides)] == [*map(str, base.meta["val"].stride())]
+
+
+def _spread(gm: fx.GraphModule, node: fx.Node, by: Normalization, like: fx.Node) -> fx.Node:
+    """A statistic, in fp32 or fp64, in the sizes in which it meets the value: those of `like`, or as stated."""
+    if by.spread is None:
+        return _precise(gm, _viewed(gm, node, like))
+    if by.repeat > 1:
+        node = _viewed(gm, node, (-1, by.spread[1] // by.repeat, 1))
+        node = _call(gm, _aten.repeat.default, (node, [1, 1, by.repeat]), node)
+    return _precise(gm, _viewed(gm, node, by.spread))
+
+
+def _multiply_add(
+    gm: fx.GraphModule, by: Normalization, value: fx.Node, factor: fx.Node, term: fx.Node, like: fx.Node
+) -> fx.Node:
+    """`value · factor + term`: one operator where each is run by itself, two where a compiler fuses them."""
+    if not by.apart:
+        return _call(gm, _aten.addcmul.default, (term, value, factor), like)
+    return _call(gm, _aten.add.Tensor, (_call(gm, _aten.mul.Tensor, (value, factor), like), term), like)
 
 
 def _sizes_of(node: fx.Node) -> list[int] | None:

@@ -32,6 +32,7 @@ NOT_COMPARED: dict[str, Loss] = {
     "penalty": lambda x, y: (x @ y.T).sigmoid().mean() + 1e-3 * x.square().sum(),
     "scores": lambda x, y: F.softmax(x @ y.T, -1).square().mean(),
     "centered": lambda x, y: ((x - x.mean(0)) * y).tanh().mean(),
+    "cast": lambda x, y: ((x.bfloat16() - x.mean(0)).square() * y).mean(),
 }
 
 

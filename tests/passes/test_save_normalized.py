@@ -23,6 +23,17 @@ class LayerNorm2d(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class OfRoots(nn.Module):
+    """Looks like a normalization, but for a learned factor that may be zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.arange(0.0, 24)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean((0, 2, 3), keepdim=True)) * self.factor.sqrt()
+
+
 class Spelled(nn.Module):
     """A batch normalization that a user wrote."""
 
@@ -167,6 +178,11 @@ def test_only_where_channels_share_a_group(size: int, layout: torch.memory_forma
     assert len(normalized()) == count
 
 
+def test_a_learned_factor_is_no_deviation() -> None:
+    gradients(network(lambda _: OfRoots(), 0, torch.channels_last), maps(torch.channels_last), "actcomp", FAST)
+    assert not normalized()
+
+
 def test_no_byte_more_is_saved_but_for_statistics() -> None:
     """16 x 16 contiguous maps fill whole groups, so that nothing is saved normalized there."""
     saved = []
@@ -213,9 +229,10 @@ def test_a_changing_batch_size() -> None:
 
 
 @pytest.mark.slow
-def test_normalizations_taken_apart() -> None:
+@pytest.mark.parametrize("name", ["batch", "group"])
+def test_normalizations_taken_apart(name: str) -> None:
     """Inductor's own decompositions, where the backward rebuilds what convolutions read of it."""
-    model, x = network(nn.BatchNorm2d, 2, torch.channels_last), maps(torch.channels_last)
+    model, x = network(NORMS[name], 2, torch.channels_last), maps(torch.channels_last)
     plain = gradients(model, x, "inductor")
     assert error(plain, gradients(model, x, "actcomp", {"min_bytes": 0})) < 0.1
     assert normalized() == ["aten.convolution"] * 2
