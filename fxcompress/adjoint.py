@@ -29,12 +29,14 @@ from fxcompress.rounding_error import expected_square
 class Stored:
     """A saved tensor in a backward graph: the node that decodes it, from how many bits, and codecs to judge.
 
-    A tensor that is saved as it is has 0 bits and one node per view, whose errors are taken as independent.
+    A tensor that is saved as it is has 0 bits and one node per view, whose errors are taken as independent. `row` is as
+    in `Decision`.
     """
 
     nodes: tuple[fx.Node, ...]
     bits: int
     codecs: tuple[Affine, ...]
+    row: int = 0
 
 
 Report = Callable[[Tensor, Tensor], None]
@@ -98,7 +100,7 @@ def _reports(stored: Mapping[str, Stored], found: Squares) -> dict[fx.Node, Repo
         def report(value: Tensor, slope: Tensor) -> None:
             squared = slope.detach().float().square()
             for i, codec in enumerate(entry.codecs):
-                variance = expected_square(value, codec, coded_bits=entry.bits)
+                variance = expected_square(value, codec, coded_bits=entry.bits, row=entry.row)
                 found[name][i] += float((variance * squared).double().sum())
 
         return report

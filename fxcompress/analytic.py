@@ -67,7 +67,7 @@ def coefficients(bw: fx.GraphModule, decisions: Sequence[Decision], values: Sequ
     for decision in decisions:
         if decision.tensor.name in uses:
             codec = Affine(**dict(decision.params))  # type: ignore[arg-type]
-            variance = expected_square(nodes[decision.tensor.name][1], codec)
+            variance = expected_square(nodes[decision.tensor.name][1], codec, row=decision.row)
             parts = [_harm(use, variance, watcher.found[use.gradient]) for use in uses[decision.tensor.name]]
             result[decision.tensor.name] = sum(parts) * (2**codec.bits - 1) ** 2
     return result

@@ -137,7 +137,7 @@ def _watched(bw: fx.GraphModule, result: pipeline.Result, options: Options) -> d
         ways = tuple(way.codec for way in admitted(encoding, facts, options) if isinstance(way.codec, Affine))
         nodes = (decoded[names[0]],) if names[0] in decoded else tuple(inputs[name] for name in names)
         if ways:
-            found[names[0]] = Stored(nodes, coded.get(names[0], 0), ways)
+            found[names[0]] = Stored(nodes, coded.get(names[0], 0), ways, encoding.order.row)
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxcompress.adjoint import Stored, random_signs
 from fxcompress.codecs.affine import Affine
-from fxcompress.codecs.order import from_rows, memory_order, to_rows
+from fxcompress.codecs.order import from_rows, order_in_rows, to_rows
 from fxcompress.rounding_error import expected_square
 
 
@@ -47,14 +47,15 @@ class _Storing(fx.Interpreter):
         if n not in self._stored:
             return result
         entry, codec, salt = self._stored[n]
-        return _stored(result, codec, entry.bits, salt)
+        return _stored(result, entry, codec, salt)
 
 
-def _stored(value: Tensor, codec: Affine, coded_bits: int, salt: int) -> Tensor:
+def _stored(value: Tensor, entry: Stored, codec: Affine, salt: int) -> Tensor:
     """What comes back from `codec`; on values that its codes can express, an error of the size it has on others."""
-    order = memory_order(value)
-    if (coded_bits and codec.bits >= coded_bits) or order is None:
-        error = expected_square(value, codec, coded_bits=coded_bits).sqrt() * random_signs(value, salt)
+    order = order_in_rows(value, entry.row)
+    if (entry.bits and codec.bits >= entry.bits) or order is None:
+        square = expected_square(value, codec, coded_bits=entry.bits, row=entry.row)
+        error = square.sqrt() * random_signs(value, salt)
         return value + error.to(value.dtype)
-    rows = to_rows(value, order)
-    return from_rows(codec.decode(codec.encode(rows, salt), order.cols, value.dtype), order)
+    rows = codec.decode(codec.encode(to_rows(value, order), salt), order.cols, value.dtype)
+    return from_rows(rows.contiguous(), order)  # what reads it views it as what was saved

@@ -32,6 +32,7 @@ from fxcompress.passes.find_idle_width import find_idle_width
 from fxcompress.passes.find_masked import find_masked, learned_inputs
 from fxcompress.passes.find_rules import find_unmatched
 from fxcompress.passes.find_saved import count_user_outputs, find_saved, outputs, placeholders
+from fxcompress.passes.find_shared_rows import find_shared_rows
 from fxcompress.passes.fingerprint import fingerprint
 from fxcompress.passes.fuse import Fusion, fuse
 from fxcompress.passes.liveness import Machine, find_peak
@@ -149,7 +150,8 @@ def run(
         ),
     )
     encodings = choice.encodings
-    for text in (*find_unmatched(found.storages, options), find_idle_width(choice.decisions, stated)):
+    doubts = (find_idle_width(choice.decisions, stated), find_shared_rows(encodings, options))
+    for text in (*find_unmatched(found.storages, options), *doubts):
         if text and stored is None:
             warnings.warn(f"actcomp: {text}", stacklevel=2)
     fits: tuple[Fit, ...] = ()

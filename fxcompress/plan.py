@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fxcompress.facts import Peak, SavedTensor, Size
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 Param = int | float | str | bool
 KEEP = "keep"
 ATEN, TRITON, FUSED, OPERATOR = "aten", "triton", "fused", "operator"
@@ -26,6 +26,8 @@ class Decision:
     """The code that encodes it, `ATEN`, `TRITON`, `FUSED` or `OPERATOR`; empty where nothing is encoded."""
     predicted_error: float = 0.0
     """What its storage alone is predicted to do to the gradient: ‖Δ‖/‖gradient‖. 0 where exact or not predicted."""
+    row: int = 0
+    """Elements after which a group ends, whatever its size; 0: at the end of the tensor only."""
 
 
 @dataclass(frozen=True, slots=True)

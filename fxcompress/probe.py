@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxcompress import codecs, compat
 from fxcompress.codecs.base import Codec
-from fxcompress.codecs.order import from_rows, memory_order, to_rows
+from fxcompress.codecs.order import from_rows, order_in_rows, to_rows
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
@@ -94,7 +94,7 @@ def coefficients(
         codec = codecs.make("affine", **dict(decision.params))
         total = 0.0
         for salt in range(draws):
-            stored = _stored(values[names.index(decision.tensor.name)], codec, salt)
+            stored = _stored(values[names.index(decision.tensor.name)], codec, decision.row, salt)
             changed = [_like(v, stored) if n in shared else v for n, v in zip(names, values, strict=True)]
             total += _squared(a - b for a, b in zip(_gradients(bw, changed), exact, strict=True))
         found.append((decision, total / draws * (2**codec.bits - 1) ** 2))
@@ -110,13 +110,13 @@ def _squared(tensors: Any) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors)
 
 
-def _stored(value: Tensor, codec: Codec, salt: int) -> Tensor:
+def _stored(value: Tensor, codec: Codec, row: int, salt: int) -> Tensor:
     """What the backward would read instead of `value`, in the same memory layout."""
-    order = memory_order(value)
+    order = order_in_rows(value, row)
     if order is None:
         raise UnsupportedGraphError(f"a saved tensor of sizes {tuple(value.shape)} is not dense in memory")
-    parts = codec.encode(to_rows(value, order), salt)
-    return from_rows(codec.decode(parts, order.cols, value.dtype), order)
+    rows = codec.decode(codec.encode(to_rows(value, order), salt), order.cols, value.dtype)
+    return from_rows(rows.contiguous(), order)
 
 
 def _like(value: Tensor, stored: Tensor) -> Tensor:

@@ -13,18 +13,19 @@ from torch import Tensor
 from fxcompress.codecs.affine import Affine
 from fxcompress.codecs.affine.reference import read_word
 from fxcompress.codecs.groups import to_groups
-from fxcompress.codecs.order import from_rows, memory_order, to_rows
+from fxcompress.codecs.order import from_rows, order_in_rows, to_rows
 
 
-def expected_square(value: Tensor, codec: Affine, *, coded_bits: int = 0) -> Tensor:
+def expected_square(value: Tensor, codec: Affine, *, coded_bits: int = 0, row: int = 0) -> Tensor:
     """E[(decode(encode(x)) - x)²] per element, in the sizes of `value`, float32.
 
     Args:
         value: what is stored, or what was decoded from affine codes of it with `coded_bits` bits.
         codec: how it would be stored.
         coded_bits: 0 for the values themselves.
+        row: elements after which a group ends, as in `Decision.row`.
     """
-    order = memory_order(value) or memory_order(value := value.contiguous())
+    order = order_in_rows(value, row) or order_in_rows(value := value.contiguous(), row)
     assert order is not None
     rows = to_rows(value, order)
     _, word = codec.encode(rows, 0)

@@ -207,12 +207,13 @@ def _elements(decision: Decision) -> int:
 def _resized(decision: Decision, bits: int) -> Decision:
     """The same decision at another width."""
     params = dict(decision.params)
-    cols, dtype = _elements(decision), getattr(torch, decision.tensor.dtype)
-    if payload_nbytes(codecs.make("affine", **params), 1, cols, dtype) != decision.nbytes:
+    elements, dtype = _elements(decision), getattr(torch, decision.tensor.dtype)
+    cols = decision.row or elements
+    if payload_nbytes(codecs.make("affine", **params), elements // cols, cols, dtype) != decision.nbytes:
         raise UnsupportedGraphError(f"{decision.tensor.name}: sizes are symbolic; widths are chosen for static ones")
     codec = codecs.make("affine", **{**params, "bits": bits})
     pairs: Any = tuple(sorted(codecs.params(codec).items()))
-    nbytes = payload_nbytes(codec, 1, cols, dtype)
+    nbytes = payload_nbytes(codec, elements // cols, cols, dtype)
     return replace(decision, params=pairs, nbytes=nbytes, reason=f"{decision.reason}; width by measured sensitivity")
 
 

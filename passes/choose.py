@@ -185,13 +185,15 @@ def _follow(storage: Storage, decision: Decision, channels_last: Set[str]) -> tu
         return None, decision.reason
     source = _source(storage)
     order = _order_of(source.meta["val"], channels_last)
+    order = order and order.ended_at(decision.row)
     if order is None:
-        raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense in memory")
+        rows = f"in rows of {decision.row} elements" if decision.row else "in memory"
+        raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense {rows}")
     try:
         codec = codecs.make(decision.codec, **dict(decision.params))
     except OptionError as error:
         raise PlanError(f"plan: {decision.tensor.name!r}: {error}") from error
-    return Encoding(storage, source, codec, end_at_rows(source, order, codec)), decision.reason
+    return Encoding(storage, source, codec, order), decision.reason
 
 
 def _admit(
@@ -252,5 +254,5 @@ def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) 
     codec = encoding.codec
     nbytes = encoded_nbytes(codec, encoding.order, encoding.source.meta["val"].dtype)
     params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(codec).items()))  # type: ignore[arg-type]
-    first = [Decision(members[0], codec.name, params, nbytes, reason)]
+    first = [Decision(members[0], codec.name, params, nbytes, reason, row=encoding.order.row)]
     return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]

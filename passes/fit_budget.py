@@ -143,4 +143,4 @@ def _decision(decision: Decision, way: Encoding | None) -> Decision:
         return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, "the budget is met without")
     params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(way.codec).items()))  # type: ignore[arg-type]
     nbytes = encoded_nbytes(way.codec, way.order, way.source.meta["val"].dtype)
-    return Decision(decision.tensor, way.codec.name, params, nbytes, decision.reason)
+    return Decision(decision.tensor, way.codec.name, params, nbytes, decision.reason, row=way.order.row)

@@ -204,5 +204,6 @@ def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decisio
         codec=encoding.codec.name,
         params=params,
         nbytes=_nbytes(encoding),
+        row=encoding.order.row,
         predicted_error=candidate.rel_error,
     )

@@ -6,6 +6,7 @@ values.
 """
 
 from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from fxcompress.passes.find_saved import SavedPair, find_saved, placeholders
 from fxcompress.passes.ops import MOVES, PRODUCTS, REDUCTIONS, op_name
@@ -48,13 +49,19 @@ def _chain(node: fx.Node, parameters: set[str]) -> list[fx.Node]:
         current = stack.pop()
         if current.op == "placeholder" and current.name in parameters:
             continue
-        if current.op != "call_function" or op_name(current) not in _CHEAP:
+        if current.op != "call_function" or op_name(current) not in _CHEAP or _must_stay(current):
             return []
         found[current] = None
         if len(found) > MAX_CHAIN:
             return []
         stack.extend(arg for arg in current.all_input_nodes if arg not in found)
     return sorted(found)
+
+
+def _must_stay(node: fx.Node) -> bool:
+    """Whether a checkpoint's policy, or what the forward does to its operands, has the value saved and not computed
+    again."""
+    return node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE
 
 
 def _replay(

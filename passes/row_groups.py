@@ -36,10 +36,8 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
         source: what is to be stored, a forward node.
         order: how it lies in memory; None if it is not dense.
     """
-    if source is None or order is None or not _lies_in_rows(source):
-        return 0
-    width = _row_of(source)
-    if not width or width % WHOLE == 0 or order.cols % width or not _is_normalized(source):
+    width = row_width(source, order) if source is not None and order is not None else 0
+    if order is None or width % WHOLE == 0:
         return 0
     group = math.gcd(width, WHOLE)
     if group >= _LEAST_POWER:
@@ -48,7 +46,13 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
     dividing = [size for size in sizes if width % size == 0]
     if dividing:
         return max(dividing)
-    return min(sizes, key=lambda size: _room(width, size)) if _by_rows(order, width) else 0
+    return min(sizes, key=lambda size: _room(width, size)) if order.ended_at(width) else 0
+
+
+def row_width(source: fx.Node, order: MemoryOrder) -> int:
+    """Elements of the rows of `source` that a normalization reads; 0 if none reads any that lie in one piece."""
+    width = _row_of(source) if _lies_in_rows(source) else 0
+    return width if width and order.cols % width == 0 and _is_normalized(source) else 0
 
 
 def end_at_rows(source: fx.Node, order: MemoryOrder, codec: Codec) -> MemoryOrder:
@@ -56,15 +60,7 @@ def end_at_rows(source: fx.Node, order: MemoryOrder, codec: Codec) -> MemoryOrde
     width, group = _row_of(source), codec.period
     if codec.contract.kind == "exact" or not group or width % group == 0 or group != row_group(source, order):
         return order
-    return _by_rows(order, width) or order
-
-
-def _by_rows(order: MemoryOrder, width: int) -> MemoryOrder | None:
-    """`order` with its innermost `width` elements as a row; None if no number of dimensions has so many."""
-    for cut in range(len(order.tail)):
-        if math.prod(order.tail[cut:]) == width:
-            return MemoryOrder(order.dims, (*order.lead, *order.tail[:cut]), order.tail[cut:])
-    return None
+    return order.ended_at(width) or order
 
 
 def _room(width: int, group: int) -> float:

@@ -113,7 +113,7 @@ def test_diff_tells_by_its_status(file: str, plan: Plan, tmp_path: Path, capsys)
     assert 'first difference: torch_version: "2.13.0" → "other"' in capsys.readouterr().out
     assert main(["diff", "--json", file, other]) == 1
     content = json.loads(capsys.readouterr().out)
-    assert content["schema_version"] == 4 and not content["equal"] and content["changes"] == []
+    assert content["schema_version"] == 5 and not content["equal"] and content["changes"] == []
 
 
 def test_diff_states_changes_in_json(file: str, plan: Plan, tmp_path: Path, capsys):

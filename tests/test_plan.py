@@ -85,8 +85,8 @@ DECISION = ("graphs", 0, "decisions", 3)
         (("graphs", 0, "peak_before"), None, "graphs[0].peak_before: expected an object, found null"),
         (("graphs",), {}, "graphs: expected a list, found an object"),
         (("options",), 1, "options: expected an object"),
-        (("schema_version",), 1, "schema_version: expected 4, found 1"),
-        (("schema_version",), True, "schema_version: expected 4, found true"),
+        (("schema_version",), 1, "schema_version: expected 5, found 1"),
+        (("schema_version",), True, "schema_version: expected 5, found true"),
         (("torch_version",), 2.13, "torch_version: expected a string, found 2.13"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_repeated_key_is_named_with_its_place(plan: Plan):
         ('{"a": ' + "9" * 5000 + "}", "not a JSON plan"),
         ("[" * 200_000, "nested too deeply"),
         ('{"a":' * 200_000, "nested too deeply"),
-        ('{"schema_version": 4, "schema_version": 4}', "schema_version"),
+        ('{"schema_version": 5, "schema_version": 5}', "schema_version"),
     ],
 )
 def test_what_is_no_plan_is_refused(text: str, message: str):

@@ -33,6 +33,19 @@ class MemoryOrder:
         """Elements per row."""
         return math.prod(self.tail)
 
+    @property
+    def row(self) -> int:
+        """Elements per row where there may be several; 0 where the tensor is one."""
+        return self.cols if self.lead else 0
+
+    def ended_at(self, row: int) -> "MemoryOrder | None":
+        """The same with rows of the innermost `row` elements, 0: as they are; None if no number of dimensions has so
+        many."""
+        for cut in range(len(self.tail) + 1 if row else 0):
+            if math.prod(self.tail[cut:]) == row:
+                return MemoryOrder(self.dims, (*self.lead, *self.tail[:cut]), self.tail[cut:])
+        return None if row else self
+
 
 def memory_order(x: torch.Tensor) -> MemoryOrder | None:
     """The memory order of `x`, or None if it is not known to fill memory without gaps or overlap."""
@@ -41,6 +54,12 @@ def memory_order(x: torch.Tensor) -> MemoryOrder | None:
         return None
     lead, tail = split([x.shape[dim] for dim in dims])
     return MemoryOrder(dims, lead, tail)
+
+
+def order_in_rows(x: torch.Tensor, row: int) -> MemoryOrder | None:
+    """The memory order of `x`, in rows of `row` elements where its sizes have such; None if it is not dense."""
+    order = memory_order(x)
+    return order and (order.ended_at(row) or order)
 
 
 def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:

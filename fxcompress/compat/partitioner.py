@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import fx
 
+from fxcompress.compat.mutated import save_reads_of_mutated
 from fxcompress.solve.networkx_cut import networkx_cut
 
 Partition = tuple[fx.GraphModule, fx.GraphModule]
@@ -93,6 +94,9 @@ class Cutter:
     finish: Callable[[Partition], None] | None = None
     _classified: tuple[fx.Graph, NodeInfo] | None = None
     _question: Question | None = None
+
+    def __post_init__(self) -> None:
+        save_reads_of_mutated(self.joint.graph)
 
     def __call__(self, *, rebuild_more: bool) -> Partition:
         with self._prepared_once():

@@ -276,7 +276,7 @@ def test_decodes_stand_next_to_their_use_and_not_at_the_top(monkeypatch):
 
 
 def test_reports_are_plain_data_and_plan_files_json_only(stored: Path):
-    assert json.loads(stored.read_text())["schema_version"] == 4
+    assert json.loads(stored.read_text())["schema_version"] == 5
     assert plan_io.load(stored).graphs
     stored.write_bytes(b"\x80\x04\x95cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(PlanError, match="not a JSON plan"):

@@ -1,5 +1,7 @@
 """Groups end where normalized rows do: neither rows of zeros nor small ones take on their neighbours' error."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,6 +96,17 @@ def test_rows_behind_a_symbolic_size_come_back_dense(width: int) -> None:
     plain = token_gradients(width, "cat", "aot_eager", dynamic=True)
     ours = token_gradients(width, "cat", "actcomp", {"inner": "aot_eager", "min_bytes": 64}, dynamic=True)
     assert (plain - ours).norm() < 0.15 * plain.norm()
+
+
+@pytest.mark.parametrize(("group", "texts"), [(0, []), (16, ["group=16"]), (64, ["group=64"]), (48, [])])
+def test_a_stated_group_that_does_not_end_at_rows_is_warned_about(group: int, texts: list[str]) -> None:
+    width = 36 if group == 16 else 48
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        token_gradients(width, "cat", "actcomp", {"inner": "aot_eager", "min_bytes": 64, "group": group})
+    told = [str(warning.message) for warning in caught if "do not end where rows do" in str(warning.message)]
+    assert len(told) == len(texts) and all(f"in rows of {width} elements" in text for text in told)
+    assert all(text in message for text, message in zip(texts, told, strict=True))
 
 
 class OfAnySize(nn.Module):
