@@ -1,7 +1,7 @@
 """Inductor's scheduler: bounds on the order of kernels before they are fused.
 
-Names of `torch._inductor.custom_graph_pass`, `.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run in
-2.11 and 2.13.
+Names of `torch._inductor.custom_graph_pass`, `.scheduler`, `.memory`, `.dependencies`, `.utils` and `.virtualized`: run
+in 2.11 and 2.13.
 """
 
 from collections.abc import Sequence
