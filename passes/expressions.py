@@ -57,6 +57,15 @@ def expression_of(node: fx.Node, names: Callable[[fx.Node], str]) -> str | None:
     return form.format(*words)
 
 
+def rounded_product(node: fx.Node, names: Callable[[fx.Node], str]) -> str | None:
+    """A product that no compiler contracts with a sum of it; None where `node` is none.
+
+    `mul.rn` of PTX: "mul" without a rounding mode may be fused, with what Triton makes of it or behind that.
+    """
+    expression = expression_of(node, names) if op_name(node) == "mul" else None
+    return None if expression is None else "libdevice.mul_rn({}, {})".format(*expression.split(" * "))
+
+
 def _quotient(arguments: Sequence[object], names: Callable[[fx.Node], str]) -> str | None:
     """Of tensors: by a number Inductor may multiply instead."""
     if len(arguments) != 2 or not all(isinstance(argument, fx.Node) for argument in arguments):

@@ -10,7 +10,7 @@ Results stay what they were: the chain's arithmetic is Inductor's (`expressions`
 is stored. Read-only; `write_fused` edits. For GPUs and static sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from fxcompress.codecs.chains import Chain
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.chain_traffic import Traffic
 from fxcompress.passes.choose import Choice, Encoding
-from fxcompress.passes.expressions import expression_of
+from fxcompress.passes.expressions import expression_of, rounded_product
 from fxcompress.passes.grow_chain import Facts, facts_of, grow_chain, inputs_of, is_mask
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.same_place import readers_of, value_of
@@ -156,9 +156,9 @@ def _codecs_of(encoded: list[fx.Node], facts: Facts) -> list[Codec]:
 
 
 def _is_rounded(node: fx.Node) -> bool:
-    """Whether a compiler must round the result before an encode subtracts from it: a product it may contract, also one
-    inside `exp` or behind a minus."""
-    return node.meta["val"].dtype != torch.float32 or op_name(node) in ROUNDED
+    """Whether a compiler rounds the result before an encode subtracts from it, or can be made to: a product it may
+    contract, also one inside `exp` or behind a minus."""
+    return node.meta["val"].dtype != torch.float32 or op_name(node) in ROUNDED or rounded_product(node, str) is not None
 
 
 def _is_bound(
@@ -231,7 +231,7 @@ def _chain_of(
         if node in compared or node in encoded:
             # What a reader of memory would see.
             read[node] = f"r{names[node]}"
-            steps.append((read[node], _rounded(names[node], node)))
+            steps.append((read[node], _rounded(node, name_of, node in encoded)))
     return Chain(
         inputs=tuple(names[node] for node in (*full, *short)),
         steps=tuple(steps),
@@ -243,6 +243,8 @@ def _chain_of(
     )
 
 
-def _rounded(name: str, node: fx.Node) -> str:
-    dtype = node.meta["val"].dtype
-    return name if dtype == torch.float32 else f"{name}.to(tl.{str(dtype).removeprefix('torch.')}).to(tl.float32)"
+def _rounded(node: fx.Node, name_of: Callable[[fx.Node], str], encoded: bool) -> str:
+    name, dtype = name_of(node), node.meta["val"].dtype
+    if dtype == torch.float32:
+        return (rounded_product(node, name_of) if encoded else None) or name
+    return f"{name}.to(tl.{str(dtype).removeprefix('torch.')}).to(tl.float32)"

@@ -47,7 +47,12 @@ def _tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-LIBDEVICE = SimpleNamespace(erf=_erf, exp=_exp, tanh=_tanh)
+@triton.jit
+def _mul(x, y):
+    return x * y
+
+
+LIBDEVICE = SimpleNamespace(erf=_erf, exp=_exp, tanh=_tanh, mul_rn=_mul)
 chain_kernel.libdevice = LIBDEVICE
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 NAN_WORD = 0x7FC00000
@@ -288,7 +293,7 @@ def run_both(
 
 def test_a_rewritten_pair_of_exact_operators_is_equal_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     launches, (unfused, fused) = run_both(normed, 3, monkeypatch)
-    assert launches[1] == 2 <= launches[0]
+    assert launches == [2, 2]
     assert same(fused.outputs[0], unfused.outputs[0])
     assert all(same(one, two) for one, two in zip(fused.saved, unfused.saved, strict=True))
     assert all(same(one, two) for one, two in zip(fused.gradients, unfused.gradients, strict=True) if one is not None)
