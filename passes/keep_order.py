@@ -22,48 +22,80 @@ class Kernel:
     called: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The kernels, positions of calls among them, and of the readers of each buffer."""
+
+    kernels: Sequence[Kernel]
+    calls: list[int]
+    readers: dict[str, list[int]]
+
+
 def find_bounds(kernels: Sequence[Kernel]) -> list[tuple[int, int]]:
     """The pairs of kernels of which the first must run before the second, as positions, in the order of the first.
 
     Putting a kernel off saves what it makes, and keeps each operand alive whose other readers are through. The bound
     is the first library call behind the point where the kept bytes are more than the saved ones. Kernels that share
-    what nothing else reads, with no call between them, are one: what they share is never stored.
+    what nothing else reads, with no call between them, are one: what they share is never stored. Only where a call
+    needs some of them, the others can still be put off behind it: they are judged by themselves, too.
 
     Args:
         kernels: in the order that is to be kept. What nobody frees, such as parameters, is not among the reads.
     """
-    calls = [position for position, kernel in enumerate(kernels) if kernel.called]
     readers: dict[str, list[int]] = {}
     for position, kernel in enumerate(kernels):
         for name in kernel.reads:
             readers.setdefault(name, []).append(position)
-    bounds = []
-    for members, inner in _fused(kernels, readers, calls):
-        reads = {name: size for i in members for name, size in kernels[i].reads.items() if name not in inner}
-        made = sum(size for i in members for name, size in kernels[i].makes.items() if name not in inner)
-        start = _costly_from(reads, made, readers)
-        following = bisect_right(calls, max(start, members[-1])) if start is not None else len(calls)
-        if following < len(calls):
-            bounds += [(member, calls[following]) for member in members]
-    return sorted(bounds)
+    step = _Step(kernels, [position for position, kernel in enumerate(kernels) if kernel.called], readers)
+    needed = _first_calls(step)
+    bounds: dict[int, int] = {}
+    for members, inner in _fused(range(len(kernels)), step):
+        bounds |= dict.fromkeys(members, _call_behind(members, inner, 0, step))
+        soonest = min(needed[member] for member in members)
+        for part, own in _fused([member for member in members if needed[member] > soonest], step):
+            call = _call_behind(part, own, soonest, step)
+            bounds |= {member: min(call, bounds[member]) for member in part}
+    return sorted((member, call) for member, call in bounds.items() if call < len(kernels))
 
 
-def _fused(
-    kernels: Sequence[Kernel], readers: Mapping[str, list[int]], calls: Sequence[int]
-) -> Iterator[tuple[list[int], set[str]]]:
+def _first_calls(step: _Step) -> list[int]:
+    """For each kernel, the position of the first call that needs what it makes; behind the last kernel if none does."""
+    found = [len(step.kernels)] * len(step.kernels)
+    for position in reversed(range(len(step.kernels))):
+        readers = (reader for name in step.kernels[position].makes for reader in step.readers.get(name, []))
+        calls = (reader if step.kernels[reader].called else found[reader] for reader in readers)
+        found[position] = min(calls, default=found[position])
+    return found
+
+
+def _call_behind(members: list[int], inner: set[str], soonest: int, step: _Step) -> int:
+    """The first call, not before position `soonest`, that kernels which are one must run before; behind the last kernel
+    if there is none."""
+    reads = {name: size for i in members for name, size in step.kernels[i].reads.items() if name not in inner}
+    made = sum(size for i in members for name, size in step.kernels[i].makes.items() if name not in inner)
+    start = _costly_from(reads, made, step.readers)
+    if start is None:
+        return len(step.kernels)
+    following = bisect_right(step.calls, max(start, members[-1], soonest - 1))
+    return step.calls[following] if following < len(step.calls) else len(step.kernels)
+
+
+def _fused(positions: Sequence[int], step: _Step) -> Iterator[tuple[list[int], set[str]]]:
     """Positions of kernels that are one, rising, and the buffers that only they read."""
-    leader = list(range(len(kernels)))
+    leader = {position: position for position in positions}
     inner: dict[str, int] = {}
-    for position, kernel in enumerate(kernels):
+    for position in positions:
+        kernel = step.kernels[position]
         for name in kernel.makes:
-            near = readers.get(name, [])
-            if not near or kernel.called or bisect_right(calls, position) != bisect_right(calls, near[-1]):
+            near = step.readers.get(name, [])
+            called = not near or kernel.called or bisect_right(step.calls, position) != bisect_right(step.calls, near[-1])
+            if called or not leader.keys() >= set(near):
                 continue
             inner[name] = position
             for reader in near:
                 _join(leader, position, reader)
     groups: dict[int, list[int]] = {}
-    for position in range(len(kernels)):
+    for position in positions:
         groups.setdefault(_find(leader, position), []).append(position)
     shared: dict[int, set[str]] = {}
     for name, position in inner.items():
@@ -72,13 +104,13 @@ def _fused(
         yield members, shared.get(first, set())
 
 
-def _find(leader: list[int], position: int) -> int:
+def _find(leader: dict[int, int], position: int) -> int:
     while leader[position] != position:
         leader[position] = position = leader[leader[position]]
     return position
 
 
-def _join(leader: list[int], one: int, other: int) -> None:
+def _join(leader: dict[int, int], one: int, other: int) -> None:
     first, second = _find(leader, one), _find(leader, other)
     leader[max(first, second)] = min(first, second)
 
