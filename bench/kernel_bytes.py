@@ -56,7 +56,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class Launched:
     """One line of the wrapper that starts a kernel."""
 
     name: str
@@ -91,16 +91,16 @@ def wrapper_body(source: str) -> str:
     return "\n".join(line.split("#")[0].rstrip() for line in body.splitlines())
 
 
-def find_launches(body: str) -> list[Launch]:
+def find_launches(body: str) -> list[Launched]:
     """The lines of the wrapper that start a kernel, in order."""
     found = []
     for line in map(str.strip, body.splitlines()):
         names = frozenset(_NAME.findall(line))
         if match := _LAUNCH.match(line):
             kernel, library, arguments = match.groups()
-            found.append(Launch(kernel or library, library is not None, names, tuple(split_arguments(arguments))))
+            found.append(Launched(kernel or library, library is not None, names, tuple(split_arguments(arguments))))
         elif match := _PARTIAL_SUM.match(line):
-            found.append(Launch(SUM, True, names, (match[2],)))
+            found.append(Launched(SUM, True, names, (match[2],)))
     return found
 
 
@@ -149,7 +149,7 @@ def _union(accesses: list[Access]) -> int:
     return (total + min(count, high - low + 1)) * accesses[0].itemsize
 
 
-def _launch_of(node: Scheduled, launches: list[Launch], names: frozenset[str], taken: Collection[int]) -> int | None:
+def _launch_of(node: Scheduled, launches: list[Launched], names: frozenset[str], taken: Collection[int]) -> int | None:
     """Which launch runs a scheduled kernel; None if its results are never in memory.
 
     `taken`: launches that run kernels before it, some of which may write to the same buffer, as the zeros of a scatter.
@@ -175,7 +175,7 @@ def _workspace_bytes(body: str) -> dict[str, int]:
 
 
 def _cost(
-    launch: Launch,
+    launch: Launched,
     node: Scheduled | None,
     names: frozenset[str],
     workspaces: Mapping[str, int],

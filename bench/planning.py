@@ -31,7 +31,7 @@ from bench.variants import variants
 from fxcompress import compat, cut_to_budget, partition, pipeline, rewrite_joint
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
-from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.cut_within import cut_within
 from fxcompress.trace import explain
 

@@ -29,11 +29,12 @@ from bench.compat import Pair, with_reshapes
 from bench.compat.fake_cuda import fake_cuda, lower
 from bench.models.zoo import ZOO
 from bench.record import append_rows, environment, wide_console
-from bench.step_graphs import Joint, as_positional, copy_graph, partition, plain, trace
+from bench.step_graphs import Joint, as_positional, partition, plain, trace
 from bench.variants import REFERENCE
 from bench.widths import options_of
 from fxcompress.inductor_settings import settings
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.replayed_peak import laid_out
 

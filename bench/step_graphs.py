@@ -18,6 +18,7 @@ from bench.models.zoo import Case
 from fxcompress import compat
 from fxcompress.compat import FakeTensorMode
 from fxcompress.passes.alias import distinct_nbytes
+from fxcompress.passes.copy_graph import copy_graph
 
 Partitioner = Callable[..., Pair]
 
@@ -110,15 +111,6 @@ def partition(joint: Joint, partitioner: Partitioner) -> Pair:
     """Forward and backward graph, planned as for an H200; `joint` may be partitioned again."""
     with gpu_layouts():
         return partitioner(copy_graph(joint.gm), joint.inputs, **joint.arguments)
-
-
-def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """A graph with nodes and metadata of its own, sharing the fake values."""
-    graph = fx.Graph()
-    results = graph.graph_copy(gm.graph, {})
-    (output,) = gm.graph.find_nodes(op="output")
-    graph.output(results).meta.update(output.meta)
-    return fx.GraphModule(gm, graph)
 
 
 def saved_nbytes(fw: fx.GraphModule, num_fwd_outputs: int) -> int:

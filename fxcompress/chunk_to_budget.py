@@ -21,11 +21,11 @@ from fxcompress.passes.chunk_loss import (
     budget_counts,
     chunk_loss,
     chunk_sought,
-    copy_graph,
     cut_chunked,
     decides_alone,
     seek_logits,
 )
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step

@@ -13,6 +13,7 @@ from fxcompress.codecs.order import from_rows, order_in_rows, to_rows
 from fxcompress.errors import UnsupportedGraphError
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.plan import Decision
 
@@ -45,9 +46,7 @@ class Prober(compat.partitioner_base()):  # type: ignore[misc]
 def show(bw: fx.GraphModule, seen: Callable[[fx.GraphModule, Sequence[Any]], object]) -> None:
     """Let a backward graph, before anything else, call `seen` with a copy of itself and its inputs."""
     inputs = placeholders(bw)
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(bw.graph, {}))
-    plain = fx.GraphModule(bw, copy)
+    plain = copy_graph(bw)
     # Compiled autograd, and a compiled function that calls backward(), would have Dynamo trace what measures.
     look = torch.compiler.disable(seen)  # type: ignore[no-untyped-call]
 

@@ -20,7 +20,7 @@ from fxcompress.operator_memory import called_nbytes
 from fxcompress.options import Options
 from fxcompress.passes import devices
 from fxcompress.passes.alias import storage_key
-from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.passes.find_channels_last import find_channels_last
 from fxcompress.passes.find_saved import outputs, placeholders

@@ -18,7 +18,8 @@ from fxcompress.errors import AccuracyError, BudgetError, FxcompressError, PlanE
 from fxcompress.limits import Budget, widest
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
-from fxcompress.passes.chunk_loss import chunk_loss, copy_graph, cut_chunked
+from fxcompress.passes.chunk_loss import chunk_loss, cut_chunked
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import placeholders, source_of
 from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan

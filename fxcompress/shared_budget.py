@@ -20,7 +20,7 @@ from fxcompress.errors import BudgetError
 from fxcompress.footprint import GraphNeed, need_of, stacked_peak
 from fxcompress.limits import budget_bytes
 from fxcompress.options import Options
-from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.plain_cut import machine_of
 from fxcompress.watch import Partitioner, interpreting, partitioner_for, run_once
 

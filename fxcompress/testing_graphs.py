@@ -22,6 +22,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.passes.alias import hint
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import placeholders
 
 Partition = Literal["default", "min_cut", "bases"]
@@ -56,15 +57,6 @@ class Ran:
     def saved_nbytes(self) -> int:
         """Bytes of the distinct storages saved; those of inputs and outputs included."""
         return sum(storages(self.saved).values())
-
-
-def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy with the same names, whose nodes have metadata of their own but share the fake values in it."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
-    (old,), (new,) = gm.graph.find_nodes(op="output"), graph.find_nodes(op="output")
-    new.meta = dict(old.meta)
-    return fx.GraphModule(gm, graph)
 
 
 def capture(

@@ -13,6 +13,7 @@ from fxcompress import compat
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.chunk_counts import counts, extra_s, usual_count
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_logits import large_products, normalizes
 from fxcompress.passes.find_loss import find_loss
 from fxcompress.passes.find_saved import layer_of, source_of
@@ -155,17 +156,6 @@ def cut_chunked(chunked: Chunked, cut: compat.Cutter) -> compat.Cutter:
 
 def _is_static(region: Region) -> bool:
     return all(isinstance(size, int) for node in region.rows for size in node.meta["val"].shape)
-
-
-def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """A graph with nodes of its own, sharing the fake values."""
-    graph = fx.Graph()
-    results = graph.graph_copy(gm.graph, {})
-    (output,) = gm.graph.find_nodes(op="output")
-    graph.output(results).meta.update(output.meta)
-    copy = compat.make_graph_module(gm, graph)
-    copy.meta.update(gm.meta)
-    return copy
 
 
 def _expand_nll(graph: fx.Graph) -> None:

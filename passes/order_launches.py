@@ -14,7 +14,7 @@ _ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class Fused:
     """One kernel as it will be launched.
 
     Attributes:
@@ -34,7 +34,7 @@ class Launch:
     workspace_bytes: int = 0
 
 
-def order_launches(launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> list[int]:
+def order_launches(launches: Sequence[Fused], given: Mapping[str, int], kept: frozenset[str]) -> list[int]:
     """Positions in the order of the least peak found; the given order if none is better.
 
     Args:
@@ -50,7 +50,7 @@ def order_launches(launches: Sequence[Launch], given: Mapping[str, int], kept: f
     return min(found, key=lambda order: peak_bytes(order, launches, given, kept))
 
 
-def peak_bytes(order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> int:
+def peak_bytes(order: Sequence[int], launches: Sequence[Fused], given: Mapping[str, int], kept: frozenset[str]) -> int:
     """The most bytes alive at once, if each launch frees what it is the last to read."""
     total = peak = sum(given.values())
     for i, (fresh, freed) in zip(order, _changes(order, launches, given, kept), strict=True):
@@ -60,7 +60,7 @@ def peak_bytes(order: Sequence[int], launches: Sequence[Launch], given: Mapping[
 
 
 def end_rows(
-    order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]
+    order: Sequence[int], launches: Sequence[Fused], given: Mapping[str, int], kept: frozenset[str]
 ) -> list[int]:
     """Launches behind which a row of generated kernels must end for the peak to be `peak_bytes`, as few as it takes."""
     most_bytes = peak_bytes(order, launches, given, kept)
@@ -78,7 +78,7 @@ def end_rows(
 
 
 def _changes(
-    order: Sequence[int], launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]
+    order: Sequence[int], launches: Sequence[Fused], given: Mapping[str, int], kept: frozenset[str]
 ) -> Iterator[tuple[int, int]]:
     """Bytes that each launch allocates, and that are dead behind it."""
     last = {name: at for at, i in enumerate(order) for name in (*launches[i].makes, *launches[i].reads)}
@@ -102,7 +102,7 @@ def _changes(
 class _Mover:
     """Moves single launches of an order to where they cost less memory."""
 
-    def __init__(self, launches: Sequence[Launch], given: Mapping[str, int], kept: frozenset[str]) -> None:
+    def __init__(self, launches: Sequence[Fused], given: Mapping[str, int], kept: frozenset[str]) -> None:
         self._launches = launches
         sizes = {**given, **{name: size for launch in launches for name, size in launch.makes.items()}}
         self._freed = [{name: sizes.get(name, 0) for name in launch.reads - kept} for launch in launches]

@@ -8,11 +8,12 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.models.gpt import GPT, GPTConfig
-from bench.step_graphs import Joint, copy_graph, partition, trace
+from bench.step_graphs import Joint, partition, trace
 from bench.step_graphs import plain as plain_partitioner
 from fxcompress import compat, ledger
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.cut_within import MEMORY_BUDGETS, Cuts, cut_within
 from fxcompress.passes.estimate_cut import make_model
 from fxcompress.passes.liveness import Machine

@@ -11,7 +11,7 @@ from torch._functorch import partitioners
 from torch._functorch.aot_autograd import aot_function
 
 from fxcompress import compat
-from fxcompress.passes.chunk_loss import copy_graph
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.fingerprint import fingerprint
 
 

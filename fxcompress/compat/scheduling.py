@@ -13,7 +13,7 @@ from torch import fx
 from fxcompress.compat.lowering import call_of
 from fxcompress.compat.scheduler_bounds import buffer_nbytes, input_nbytes, pass_base
 from fxcompress.compat.split_loops import split_loops
-from fxcompress.passes.order_launches import Launch, end_rows, order_launches
+from fxcompress.passes.order_launches import Fused, end_rows, order_launches
 
 Workspace = Callable[[fx.Node], int]
 
@@ -93,7 +93,7 @@ def _order_by_inductor(nodes: list[Any]) -> list[Any]:
     return ordered
 
 
-def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[Launch], dict[str, int]]:
+def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[Fused], dict[str, int]]:
     """The kernels after fusion, and the inputs that the graph frees. What a backward returns counts nothing."""
     from torch._inductor.memory import compute_size_for_scheduler_buffer
     from torch._inductor.virtualized import V
@@ -125,7 +125,7 @@ def _launches(nodes: Sequence[Any], workspace: Workspace | None) -> tuple[list[L
         read -= inner
         needed = _workspace_nbytes(node, workspace) if workspace is not None and node.is_extern() else 0
         launches.append(
-            Launch(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read, node.is_extern(), needed)
+            Fused(made[i], frozenset(read), frozenset(after - {i}), _yielded(node) & read, node.is_extern(), needed)
         )
     return launches, given
 

@@ -17,7 +17,7 @@ from fxcompress.compat import scheduling
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.alias import storage_nbytes
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.order_launches import Launch, peak_bytes
+from fxcompress.passes.order_launches import Fused, peak_bytes
 from fxcompress.replay import replay
 
 ROWS, WIDTH, FP32 = 512, 1024, 4
@@ -63,7 +63,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     found: Counted = []
     original = scheduling.order_launches
 
-    def recording(launches: list[Launch], given: dict[str, int], kept: frozenset[str]) -> list[int]:
+    def recording(launches: list[Fused], given: dict[str, int], kept: frozenset[str]) -> list[int]:
         order = original(launches, given, kept)
         found.append((given, peak_bytes(order, launches, given, kept)))
         return order

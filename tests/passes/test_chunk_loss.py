@@ -16,7 +16,8 @@ from fxcompress import compat, costs, ledger
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner, digest
 from fxcompress.passes.alias import storage_nbytes
-from fxcompress.passes.chunk_loss import chunk_loss, copy_graph
+from fxcompress.passes.chunk_loss import chunk_loss
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.cut_within import saved_nbytes
 from fxcompress.passes.find_saved import find_saved
 from fxcompress.passes.liveness import Machine, find_peak

@@ -28,7 +28,12 @@ def components(kernels: list[Kernel], positions: set[int]) -> tuple[list[set[int
     for i in positions:
         for name in kernels[i].makes:
             near = [j for j, other in enumerate(kernels) if name in other.reads]
-            if near and positions >= set(near) and not kernels[i].called and all(stretch[j] == stretch[i] for j in near):
+            if (
+                near
+                and positions >= set(near)
+                and not kernels[i].called
+                and all(stretch[j] == stretch[i] for j in near)
+            ):
                 inner.add(name)
                 graph.add_edges_from((i, j) for j in near)
     return sorted(nx.connected_components(graph), key=max), inner

@@ -15,16 +15,16 @@ from fxcompress.compat import scheduling
 from fxcompress.compat.scheduling import AfterFusion
 from fxcompress.inductor_settings import settings
 from fxcompress.options import Options
-from fxcompress.passes.order_launches import Launch, end_rows, order_launches, peak_bytes
+from fxcompress.passes.order_launches import Fused, end_rows, order_launches, peak_bytes
 from fxcompress.passes.workspace import library_nbytes
 
 GIVEN = {"a": 3, "b": 8, "c": 21}
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> list[Launch]:
+def steps(draw: st.DrawFn) -> list[Fused]:
     """Launches that read given buffers and what earlier ones made, and may yield what they read."""
-    launches: list[Launch] = []
+    launches: list[Fused] = []
     maker: dict[str, int] = {}
     for i in range(draw(st.integers(0, 8))):
         reads = draw(st.sets(st.sampled_from([*GIVEN, *maker]), max_size=3))
@@ -34,13 +34,13 @@ def steps(draw: st.DrawFn) -> list[Launch]:
         called = draw(st.booleans())
         needed = draw(st.sampled_from([0, 0, 8])) if called else 0
         yields = set() if called else yields
-        launches.append(Launch(makes, frozenset(reads), frozenset(after), frozenset(yields), called, needed))
+        launches.append(Fused(makes, frozenset(reads), frozenset(after), frozenset(yields), called, needed))
         maker |= dict.fromkeys(makes, i)
     return launches
 
 
 def replayed(
-    order: Sequence[int], launches: list[Launch], kept: frozenset[str], ends: Collection[int] | None = None
+    order: Sequence[int], launches: list[Fused], kept: frozenset[str], ends: Collection[int] | None = None
 ) -> int:
     """The largest sum of blocks of memory; a block taken over changes its owner.
 
@@ -77,7 +77,7 @@ def replayed(
 
 
 @given(steps(), st.sets(st.sampled_from(["k0.0", "k1.0", "k2.1"])))
-def test_the_order_can_be_run_and_is_no_worse(launches: list[Launch], kept: set[str]) -> None:
+def test_the_order_can_be_run_and_is_no_worse(launches: list[Fused], kept: set[str]) -> None:
     held = frozenset(kept)
     order = order_launches(launches, GIVEN, held)
     assert sorted(order) == list(range(len(launches)))
@@ -88,42 +88,42 @@ def test_the_order_can_be_run_and_is_no_worse(launches: list[Launch], kept: set[
     assert found <= peak_bytes(range(len(launches)), launches, GIVEN, held)
 
 
-def decode(payload: str, result: str) -> Launch:
-    return Launch({result: 64}, frozenset({payload}), frozenset(), frozenset())
+def decode(payload: str, result: str) -> Fused:
+    return Fused({result: 64}, frozenset({payload}), frozenset(), frozenset())
 
 
 def test_decodes_run_before_their_readers_and_not_all_at_once() -> None:
     payloads = dict.fromkeys(("p0", "p1", "p2"), 16)
     decodes = [decode(f"p{i}", f"x{i}") for i in range(3)]
     before = [{0}, {1, 3}, {2, 4}]
-    products = [Launch({}, frozenset({f"x{i}"}), frozenset(before[i]), frozenset()) for i in range(3)]
+    products = [Fused({}, frozenset({f"x{i}"}), frozenset(before[i]), frozenset()) for i in range(3)]
     assert order_launches([*decodes, *products], payloads, frozenset()) == [0, 3, 1, 4, 2, 5]
 
 
 def test_what_does_not_write_over_an_operand_runs_before_its_last_reader() -> None:
-    encode = Launch({"codes": 16}, frozenset({"x"}), frozenset(), frozenset(), called=True, workspace_bytes=48)
-    product = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
-    end = Launch({}, frozenset({"y"}), frozenset({0}), frozenset())
+    encode = Fused({"codes": 16}, frozenset({"x"}), frozenset(), frozenset(), called=True, workspace_bytes=48)
+    product = Fused({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
+    end = Fused({}, frozenset({"y"}), frozenset({0}), frozenset())
     assert order_launches([product, encode, end], {"x": 64}, frozenset({"codes"})) == [1, 0, 2]
 
 
 def test_an_encode_runs_right_behind_its_producer() -> None:
-    producer = Launch({"x": 64}, frozenset(), frozenset(), frozenset())
-    others = [Launch({f"y{i}": 64}, frozenset(), frozenset(), frozenset()) for i in range(2)]
-    encode = Launch({"codes": 16}, frozenset({"x"}), frozenset({0}), frozenset())
+    producer = Fused({"x": 64}, frozenset(), frozenset(), frozenset())
+    others = [Fused({f"y{i}": 64}, frozenset(), frozenset(), frozenset()) for i in range(2)]
+    encode = Fused({"codes": 16}, frozenset({"x"}), frozenset({0}), frozenset())
     order = order_launches([producer, *others, encode], {}, frozenset({"codes"}))
     assert order.index(3) == order.index(0) + 1
 
 
 def test_what_a_kernel_yields_costs_nothing() -> None:
-    launch = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset({"x"}))
+    launch = Fused({"y": 64}, frozenset({"x"}), frozenset(), frozenset({"x"}))
     assert peak_bytes([0], [launch], {"x": 64}, frozenset()) == 64
-    kept = Launch({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
+    kept = Fused({"y": 64}, frozenset({"x"}), frozenset(), frozenset())
     assert peak_bytes([0], [kept], {"x": 64}, frozenset()) == 128
 
 
 @given(steps(), st.sets(st.sampled_from(["k0.0", "k1.0", "k2.1"])))
-def test_rows_end_as_often_as_the_peak_wants_it_and_no_more(launches: list[Launch], kept: set[str]) -> None:
+def test_rows_end_as_often_as_the_peak_wants_it_and_no_more(launches: list[Fused], kept: set[str]) -> None:
     held, order = frozenset(kept), range(len(launches))
     least = peak_bytes(order, launches, GIVEN, held)
     ends = end_rows(order, launches, GIVEN, held)
@@ -134,13 +134,13 @@ def test_rows_end_as_often_as_the_peak_wants_it_and_no_more(launches: list[Launc
 
 
 def test_in_a_row_nothing_is_freed_before_a_library_is_called() -> None:
-    first = Launch({"y": 8}, frozenset({"x"}), frozenset(), frozenset())
-    second = Launch({"z": 8}, frozenset({"y"}), frozenset({0}), frozenset())
-    call = Launch({"w": 1}, frozenset({"z"}), frozenset({1}), frozenset(), called=True)
+    first = Fused({"y": 8}, frozenset({"x"}), frozenset(), frozenset())
+    second = Fused({"z": 8}, frozenset({"y"}), frozenset({0}), frozenset())
+    call = Fused({"w": 1}, frozenset({"z"}), frozenset({1}), frozenset(), called=True)
     launches, held = [first, second, call], frozenset({"w"})
     assert peak_bytes(range(3), launches, {"x": 8}, held) == 16
     assert end_rows(range(3), launches, {"x": 8}, held) == [0]
-    parted = [first, Launch({}, frozenset(), frozenset(), frozenset(), called=True), second]
+    parted = [first, Fused({}, frozenset(), frozenset(), frozenset(), called=True), second]
     assert end_rows(range(3), parted, {"x": 8}, held) == []
 
 

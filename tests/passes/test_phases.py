@@ -11,10 +11,10 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.passes.alias import storage_key
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.lifetimes import Group, find_lifetimes
 from fxcompress.passes.liveness import Machine, find_cut_peak, find_peak
 from fxcompress.passes.phases import cut_phases, phase_of
-from fxcompress.testing_graphs import copy_graph
 
 Function = Callable[..., Any]
 

@@ -11,10 +11,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxcompress import compat, pipeline
 from fxcompress.options import Options
+from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.liveness import Machine, find_cut_peak, find_peak
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.save_early import save_early
-from fxcompress.testing_graphs import capture, copy_graph, run, same
+from fxcompress.testing_graphs import capture, run, same
 from fxcompress.testing_programs import Program, programs
 
 
