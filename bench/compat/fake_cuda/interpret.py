@@ -179,12 +179,13 @@ LIBDEVICE = SimpleNamespace(
     **{name: _elementwise(getattr(np, name)) for name in _NUMPY},
     erf=_elementwise(_aten(torch.erf)),
     erfc=_elementwise(_aten(torch.erfc)),
+    mul_rn=_elementwise(np.multiply),
     nearbyint=_elementwise(np.rint),
     pow=_elementwise(np.power),
     rsqrt=_elementwise(lambda x: 1 / np.sqrt(x)),
     sigmoid=_elementwise(lambda x: 1 / (1 + np.exp(-x))),
 )
-"""Functions that Inductor takes from libdevice."""
+"""Functions that Inductor and kernels of chains take from libdevice."""
 
 
 @contextlib.contextmanager
