@@ -82,6 +82,20 @@ def test_a_row_of_loops_ends_where_its_operands_are_in_the_way() -> None:
     assert most_bytes() == 2 * size
 
 
+def test_what_is_written_into_another_buffer_takes_no_memory() -> None:
+    """As in Swin: into a tensor of fewer dimensions, whose strides the write has."""
+
+    def function(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.as_strided_scatter(x.cumsum(0), rows + 1, (4, 96), (96, 1))
+
+    with FakeTensorMode() as mode:
+        inputs = [torch.empty(4 * 96 + 10), torch.empty(4, 96)]
+        gm = make_fx(function, compat.inductor_decompositions())(*inputs)
+    with mode:
+        found = lower(gm, inputs, settings(Options(), on_gpu=False), is_backward=False)
+    assert 0 in found.result_nbytes.values() and max(found.result_nbytes.values()) == 4 * len(inputs[0])
+
+
 def test_what_plain_inductor_would_do_is_told_while_ours_compiles() -> None:
     from torch._inductor import config
 

@@ -137,8 +137,11 @@ def _strides(output: Any) -> tuple[int, ...] | None:
 
 
 def _nbytes(buffer: Any) -> int:
+    from torch._inductor import ir
+
     layout = buffer.get_output_spec()
-    if not hasattr(layout, "dtype"):
+    # What is written into another buffer takes no memory, and has that one's strides.
+    if not hasattr(layout, "dtype") or isinstance(layout, ir.MutationLayoutSHOULDREMOVE):
         return 0
     sizes, strides = [int(size) for size in layout.size], [int(stride) for stride in layout.stride]
     last = -1 if 0 in sizes else sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))

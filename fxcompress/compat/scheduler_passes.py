@@ -23,7 +23,7 @@ def settings_undone() -> dict[str, Any]:
     """Config patches for what Inductor does without us, while a graph of ours is compiled: its defaults on a CPU."""
     from torch._inductor import config
 
-    found: dict[str, Any] = {"allow_buffer_reuse": True}
+    found: dict[str, Any] = {"allow_buffer_reuse": True, "cpp.enable_tiling_heuristics": True}
     if isinstance(config._pre_fusion_custom_pass, KeepOrder):
         found["_pre_fusion_custom_pass"] = None
     if isinstance(config._post_fusion_custom_pass, AfterFusion):
