@@ -11,10 +11,11 @@ Read-only. The reasons are for the report.
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
-from fxcompress.passes.ops import MOVES, op_name
+from fxcompress.passes.ops import MOVES, is_view, op_name
 from fxcompress.passes.rebuilt_from import rebuilt_from
 
 _WINDOWS = frozenset("convolution avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d".split())
@@ -48,7 +49,7 @@ def _compared(fw: fx.GraphModule) -> set[fx.Node]:
         name, args = op_name(node), node.all_input_nodes
         if name in _WINDOWS:
             means[node] = frozenset([node])
-        elif name in MOVES or name in _SUMS or name == "pow":
+        elif _moves(node) or name in _SUMS or name == "pow":
             held = [means.get(arg, frozenset()) for arg in args]
             products = [squared.get(arg, frozenset()) for arg in args]
             if name in ("add", "sub") and any(products):
@@ -78,8 +79,9 @@ def _multiplies(node: fx.Node) -> bool:
         return node.args[1] in (2, 2.0)
     if op_name(node) != "mul" or not all(isinstance(arg, fx.Node) for arg in node.args[:2]):
         return False
-    shapes = [arg.meta["val"].shape for arg in (node, *node.all_input_nodes)]
-    return all(shape == shapes[0] for shape in shapes)
+    vals = [arg.meta.get("val") for arg in (node, *node.all_input_nodes)]
+    shapes = {str(tuple(val.shape)) if isinstance(val, torch.Tensor) else None for val in vals}
+    return len(shapes) == 1 and None not in shapes
 
 
 def _parts(arg: object) -> set[fx.Node]:
@@ -87,8 +89,13 @@ def _parts(arg: object) -> set[fx.Node]:
     waiting = [arg] if isinstance(arg, fx.Node) else []
     seen = {*waiting}
     for node in waiting:
-        if op_name(node) in MOVES:
+        if _moves(node):
             fresh = [inner for inner in node.all_input_nodes if inner not in seen]
             seen.update(fresh)
             waiting += fresh
-    return {node for node in seen if op_name(node) not in MOVES or not node.all_input_nodes}
+    return {node for node in seen if not _moves(node)}
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether it holds elements of other nodes, moved or cast at most."""
+    return (op_name(node) in MOVES or is_view(node)) and bool(node.all_input_nodes)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress import ledger
+from fxcompress import explain, ledger
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FAST: dict[str, object] = {"inner": "aot_eager", "min_bytes": 0}
@@ -59,6 +59,13 @@ def gradient(loss: Loss, backend: str, options: dict[str, object] | None = None)
 def test_close_rows_keep_their_gradient(name: str) -> None:
     plain = gradient(ALIGNED[name], "aot_eager")
     assert (plain - gradient(ALIGNED[name], "actcomp", FAST)).norm() < 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_rows_stay_exact_as_inductor_takes_their_loss_apart(name: str) -> None:
+    inputs = torch.rand(64, 16), torch.rand(64, 96)
+    (graph,) = explain(lambda: (Embedding(ALIGNED[name]), inputs), (), {"min_bytes": 0}).graphs
+    assert all(decision.codec == "keep" for decision in graph.decisions if decision.tensor.layer == "net.2")
 
 
 @pytest.mark.parametrize("name", NOT_ALIGNED)

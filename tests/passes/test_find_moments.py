@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress import ledger
+from fxcompress import explain, ledger
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FAST: dict[str, object] = {"inner": "aot_eager", "min_bytes": 0}
@@ -79,6 +79,13 @@ def gradient(loss: Loss, backend: str, options: dict[str, object] | None = None)
 def test_similar_images_keep_their_gradient(name: str) -> None:
     plain = gradient(MOMENTS[name], "aot_eager")
     assert (plain - gradient(MOMENTS[name], "actcomp", FAST)).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_images_stay_exact_as_inductor_takes_their_loss_apart(name: str) -> None:
+    image = torch.rand(2, 3, 20, 20)
+    (graph,) = explain(lambda: (Restoration(MOMENTS[name]), (image, image)), (), {"min_bytes": 0}).graphs
+    assert any(decision.codec == "keep" and "windows" in decision.reason for decision in graph.decisions)
 
 
 @pytest.mark.parametrize("name", NOT_MOMENTS)
