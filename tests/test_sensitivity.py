@@ -146,7 +146,8 @@ class Attention(nn.Module):
 
 
 def test_what_attention_reads_has_8_bits_whatever_else_reads_it(tmp_path: Path) -> None:
-    """q, k, v and the result are four fifths of the elements; the GELU's argument, in the loss's gradient, has 2 bits at the least."""
+    """q, k, v and the result are four fifths of the elements; the GELU's argument, a factor of the loss's gradient, has
+    2 bits at the least."""
     torch.manual_seed(0)
     model, inputs = Attention(), (torch.randn(4, 16, 32), torch.randn(4, 16, 32))
     options = Options(bits=4, operand_bits=4, min_bytes=64, inner="aot_eager")
