@@ -7,8 +7,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fxcompress import bounds, ledger, pipeline, ranges, sensitivity
     from fxcompress.backend import actcomp, enabled, install, reports, uninstall
-    from fxcompress.errors import FxcompressError, GraphError, OptionError, PlanError, UnsupportedGraphError
+    from fxcompress.errors import (
+        AccuracyError,
+        BudgetError,
+        FxcompressError,
+        GraphError,
+        OptionError,
+        PlanError,
+        UnsupportedGraphError,
+    )
     from fxcompress.options import Options
     from fxcompress.plan import Decision, GraphPlan, Plan
     from fxcompress.ranks import compare_ranks
@@ -29,6 +38,7 @@ _HOMES = {
     "GraphPlan": "fxcompress.plan",
     "Plan": "fxcompress.plan",
     "FxcompressError": "fxcompress.errors",
+    "AccuracyError": "fxcompress.errors",
     "BudgetError": "fxcompress.errors",
     "GraphError": "fxcompress.errors",
     "OptionError": "fxcompress.errors",
@@ -36,7 +46,11 @@ _HOMES = {
     "UnsupportedGraphError": "fxcompress.errors",
 }
 
+_MODULES = frozenset(["bounds", "ledger", "pipeline", "ranges", "sensitivity"])
+"""Modules that users call functions of."""
+
 __all__ = [
+    "AccuracyError",
     "BudgetError",
     "Decision",
     "FxcompressError",
@@ -49,11 +63,16 @@ __all__ = [
     "UnsupportedGraphError",
     "__version__",
     "actcomp",
+    "bounds",
     "compare_ranks",
     "enabled",
     "explain",
     "install",
+    "ledger",
+    "pipeline",
+    "ranges",
     "reports",
+    "sensitivity",
     "uninstall",
 ]
 
@@ -61,6 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return _version()
+    if name in _MODULES:
+        return importlib.import_module(f"fxcompress.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fxcompress' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -89,8 +89,9 @@ def materialize(
     if inputs:
         args = tuple(spec.make(fake=mode) for spec in inputs)
     if not isinstance(module, nn.Module):
+        found = f"a tuple of {len(built)}" if isinstance(built, tuple) and built is module else type(module).__name__
         raise FxcompressError(
-            f"the factory returned {type(module).__name__}; it must return an nn.Module, or a tuple with one"
+            f"the factory returned {found}; it must return an nn.Module, (module, args) or (module, args, kwargs)"
         )
     if not isinstance(args, (tuple, list)):
         raise FxcompressError(f"the factory returned {type(args).__name__} as arguments; it must be a tuple")

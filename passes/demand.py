@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcompress.facts import Need
 from fxcompress.passes.find_lengths import has_length_taken
+from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_saved import SavedPair, placeholders
 from fxcompress.passes.ops import (
     GEMMS,
@@ -98,8 +99,9 @@ def finishing_nodes(bw: fx.GraphModule) -> set[fx.Node]:
 
 def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> dict[fx.Node, Demand]:
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
-    gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
+    gradients = gradient_nodes(bw, sources := {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
+    factors = find_loss_factors(bw, sources, gradients)
     known_stats: dict[fx.Node, bool] = {}
     stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
     norms = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw)) or _is_maximum(_unmoved(pair.fw))}
@@ -110,6 +112,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
+            uses.product, uses.leaf_only = uses.product or pair.bw in factors, uses.leaf_only and pair.bw not in factors
             uses.probabilities = _is_softmax(_unmoved(pair.fw))
             uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))

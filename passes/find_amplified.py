@@ -18,7 +18,7 @@ from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.find_hazards import is_positive
 from fxcompress.passes.ops import MOVES, is_predicate, op_name
 
-_CARRY = MOVES | frozenset("mul neg gather cumsum where masked_fill".split())
+_CARRY = MOVES | frozenset("mul neg gather index index_select cumsum where masked_fill".split())
 """Operators that hand an element's error on to the element's product, or to a few of them."""
 _LOGARITHMIC = MOVES | frozenset("add sub logcumsumexp logsumexp".split())
 _SHARED = 8

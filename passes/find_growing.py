@@ -8,7 +8,11 @@
 - are an exponential of a running sum or a running product, or a product with one, where the program takes that of its
   negative, too, or divides by it: in their product small ones count as much as large ones, beside which codes lose
   them;
-- are a pseudo-inverse, or what its argument is rebuilt from: its derivative takes differences of both that cancel.
+- are factors of which the backward takes running products, as the derivative of a product of many does: each counts by
+  its relative error, and a small one's is large;
+- are a pseudo-inverse, or what its argument is rebuilt from: its derivative takes differences of both that cancel;
+- are factors of a matrix (its eigenvectors, singular vectors or orthogonal part), or computed from them by anything but
+  products of matrices: the derivative divides products with them by differences of eigenvalues, or solves with them.
 
 Read-only. The reasons are for the report.
 """
@@ -25,6 +29,9 @@ _EXPONENTIALS = frozenset(["exp", "exp2", "expm1"])
 _EXPONENTIATED = "an exponential of a running sum multiplies its error"
 _BOTH_WAYS = "it grows with an exponential of a running sum and is multiplied by one of its negative"
 _INVERSE = "the derivative of a pseudo-inverse takes differences that cancel"
+_FACTORED = "the derivative of factors of a matrix divides products with them by small differences"
+_MULTIPLIED = "its relative error is that of a product of many"
+_FACTORS = frozenset("_linalg_eigh _linalg_svd linalg_qr linalg_householder_product".split())
 Signs = frozenset[tuple[fx.Node, int]]
 """Running sums with 1 or -1, as they stand in a value."""
 
@@ -43,20 +50,19 @@ def find_growing(
     forward = pairs[0].fw.graph if pairs else fx.Graph()
     sums = _running_sums(forward)
     both_ways = _both_ways(forward, sums)
-    inverted = _inverted(forward)
-    found: dict[str, str] = {}
-    for pair in pairs:
-        if pair.bw in sources and pair.fw in both_ways | inverted:
-            found[pair.bw.name] = _BOTH_WAYS if pair.fw in both_ways else _INVERSE
-    return found | _exponentiated(bw, {pair.bw for pair in pairs if sums.get(pair.fw)}, sources, gradients)
+    reasons = dict.fromkeys(_factored(forward), _FACTORED) | dict.fromkeys(_inverted(forward), _INVERSE)
+    reasons |= dict.fromkeys(both_ways, _BOTH_WAYS)
+    found = {pair.bw.name: reasons[pair.fw] for pair in pairs if pair.bw in sources and pair.fw in reasons}
+    return found | _multiplying(bw, {pair.bw for pair in pairs if sums.get(pair.fw)}, sources, gradients)
 
 
-def _exponentiated(
+def _multiplying(
     bw: fx.GraphModule, running: set[fx.Node], sources: set[fx.Node], gradients: set[fx.Node]
 ) -> dict[str, str]:
-    """Sources behind the exponentials of running sums in the backward; some are `running` sums already."""
+    """Sources behind running products and the exponentials of running sums in the backward; some are `running` sums
+    already."""
     found: dict[str, str] = {}
-    if not running and not any(op_name(node) == "cumsum" for node in bw.graph.nodes):
+    if not running and not any(op_name(node) in ("cumsum", "cumprod") for node in bw.graph.nodes):
         return found
     behind = {node: frozenset((node.name,)) for node in sources}
     summed = set(running)
@@ -71,6 +77,8 @@ def _exponentiated(
         for arg in inputs if _is_exponential(node) else ():
             if arg in summed:
                 found.update(dict.fromkeys(behind.get(arg, ()), f"{_EXPONENTIATED} ({node.name})"))
+        if op_name(node) == "cumprod":
+            found.update(dict.fromkeys(reached, f"{_MULTIPLIED} ({node.name})"))
     return found
 
 
@@ -123,6 +131,15 @@ def _inverted(graph: fx.Graph) -> set[fx.Node]:
     for node in reversed(graph.nodes):
         wanted = any(user in found and op_name(user) not in GEMMS for user in node.users)
         if op_name(node) == "linalg_pinv" or wanted:
+            found.add(node)
+    return found
+
+
+def _factored(graph: fx.Graph) -> set[fx.Node]:
+    """Factors of matrices, and what is computed from them by anything but products of matrices."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if op_name(node) in _FACTORS or not (op_name(node) in GEMMS or found.isdisjoint(node.all_input_nodes)):
             found.add(node)
     return found
 

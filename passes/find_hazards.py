@@ -27,7 +27,10 @@ _BILINEAR = frozenset(["transformers::grouped_mm_fallback", "transformers::group
 """Custom operators known to be products of their operands: the grouped matrix product of mixture-of-experts layers."""
 _DIVISOR = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0}
 _DOMAIN = {"sqrt": 0, "log1p": 0}
-_JUMPING = "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward"
+_JUMPING = (
+    "threshold hardshrink heaviside copysign hardswish_backward _prelu_kernel_backward rrelu_with_noise_backward "
+    "_segment_reduce_backward"
+)
 _DIVERGING = (
     "acos asin acosh atanh tan erfinv logit logit_backward digamma lgamma polygamma atan2 _standard_gamma_grad "
     "_dirichlet_grad"
@@ -160,7 +163,7 @@ def is_steady(arg: object, depth: int = 0) -> bool:
     source = arg.args[0] if arg.target is operator.getitem else arg
     if arg.op != "call_function" or not isinstance(source, fx.Node) or depth > _DEPTH:
         return False
-    if op_name(source) in REDUCTIONS - {"amin", "min", "prod"} or op_name(source) == "linalg_vector_norm":
+    if op_name(source) in REDUCTIONS - {"amin", "min", "prod"}:
         return shrinks(source, arg)
     inputs = arg.all_input_nodes
     pointwise = op_name(arg) in _POINTWISE and all(is_steady(node, depth + 1) for node in inputs)

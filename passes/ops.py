@@ -51,7 +51,9 @@ JUMPS = frozenset(
 )
 """Other discontinuous operators: a lossy value must not reach them."""
 
-REDUCTIONS = frozenset("sum mean var var_mean amax amin prod logsumexp std std_mean any all max min norm".split())
+REDUCTIONS = frozenset(
+    "sum mean var var_mean amax amin prod logsumexp std std_mean any all max min norm linalg_vector_norm".split()
+)
 
 
 _NAMES: Final[dict[int, tuple[object, str]]] = {}

@@ -21,6 +21,9 @@ from fxcompress.passes.twins import find_twins, read_saved, twin_of
 _LOSSES = frozenset("mse_loss_backward smooth_l1_loss_backward huber_loss_backward".split())
 """Of (gradient, value, target, …), which read nothing but value minus target."""
 
+_CUTS = frozenset(["detach", "alias"])
+"""A detached tensor, as traced, and as Inductor decomposes it; autograd's own are read by the backward alone."""
+
 
 def save_differences(
     fw: fx.GraphModule, bw: fx.GraphModule, lossy: Set[str], learned: Set[fx.Node], num_fwd_outputs: int
@@ -119,10 +122,10 @@ def _reads_only(source: fx.Node, differences: Set[fx.Node], gradients: Set[fx.No
 
 
 def _learned_by(learned: Set[fx.Node], saved: dict[fx.Node, fx.Node], fw: fx.GraphModule) -> set[fx.Node]:
-    """Placeholders of saved values that depend on what is learned."""
+    """Placeholders of saved values that depend on what is learned, other than through what cuts gradients off."""
     reached = set(learned)
     for node in fw.graph.nodes:
-        if not reached.isdisjoint(node.all_input_nodes):
+        if op_name(node) not in _CUTS and not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
     return {bw for node, bw in saved.items() if node in reached}
 

@@ -15,10 +15,12 @@ from torch import fx
 
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
+from fxcompress.passes.find_aligned import find_aligned
 from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_compared import find_compared
 from fxcompress.passes.find_growing import find_growing
 from fxcompress.passes.find_hazards import find_hazards
+from fxcompress.passes.find_moments import find_moments
 from fxcompress.passes.find_saved import SavedPair, find_saved
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
 from fxcompress.passes.splice import drop_unused, refresh_values
@@ -153,6 +155,8 @@ def save_predicates(
     exact = find_amplified(bw, sources - only, gradients) | exact
     exact = find_growing(bw, pairs, sources - only, gradients) | exact
     exact = find_compared(bw, pairs, sources - only, gradients) | exact
+    exact = find_aligned(fw, bw, pairs, sources - only, gradients) | exact
+    exact = find_moments(fw, bw, pairs, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}
     asked = _asked(bw, pairs, sources, {p.bw for p in pairs if p.bw.name in zero_exact} - only)
     twins = find_twins(fw, bw, pairs, num_fwd_outputs)

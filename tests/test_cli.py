@@ -47,6 +47,9 @@ class Eager(torch.nn.Module):
 def no_module():
     return 3
 
+def alone():
+    return (mlp(),)
+
 def needs_width(width):
     return torch.nn.Linear(width, width)
 
@@ -145,6 +148,7 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys):
         (["explain", "cli_model:mpl"], ["no 'mpl'", "'mlp'"]),
         (["explain", "cli_model:number"], ["a int cannot be called"]),
         (["explain", "cli_model:no_module"], ["int", "nn.Module"]),
+        (["explain", "cli_model:alone"], ["a tuple of 1", "(module, args)"]),
         (["explain", "cli_model:needs_width"], ["no argument", "'width'"]),
         (["explain", "cli_model:model", *CASE], ["Linear", "not a factory"]),
         (["explain", "cli_model:wrong_kwargs"], ["list", "keyword arguments", "dict"]),
@@ -157,6 +161,7 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys):
         (["explain", "cli_model:mlp", "--option", "bits=3"], ["1, 2, 4, 8"]),
         (["explain", "cli_model:mlp", "--option", "bits=2", "--option", "bits=4"], ["given twice"]),
         (["verify", "cli_model:mlp", "--max-error", "nan"], ["--max-error"]),
+        (["verify", "cli_model:with_args", "--per-tensor"], ["--per-tensor", "max_error"]),
         *[([name, "cli_model:mlp", "-o", "no/p"], ["no/p", "no folder"]) for name in ("plan", "report", "calibrate")],
     ],
 )
@@ -170,7 +175,17 @@ def test_bad_input_is_status_2_and_one_line(model: str, argv: list[str], words: 
 def test_an_error_of_the_users_model_is_shown_in_full_and_is_no_failed_check(model: str, capsys):
     assert main(["explain", f"{model}:broken"]) == 2
     err = capsys.readouterr().err
-    assert "Traceback" in err and "the model is broken" in err
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "fxcompress: the model, or PyTorch, raised RuntimeError: the model is broken"
+
+
+def test_a_warning_is_one_line_without_a_place_in_our_sources(model: str, capsys, monkeypatch, tmp_path: Path):
+    (tmp_path / "rules.toml").write_text('[[rule]]\nlayer = "zzz*"\nkeep = true\n')
+    monkeypatch.setenv("FXCOMPRESS_CONFIG", "rules.toml")
+    assert main(["explain", f"{model}:with_args", *CASE, "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("fxcompress: warning: rule 1 (layer=zzz* keep=True) matches no saved tensor")
+    assert err.count("\n") == 1
 
 
 def test_explain_plan_show_and_diff_agree(model: str, capsys):

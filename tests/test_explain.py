@@ -60,3 +60,27 @@ def test_factories_may_convert_their_model() -> None:
     (kept,) = {d.tensor.dtype for d in graph.decisions if d.codec == "affine"}
     assert kept == "bfloat16"
     assert len([d for d in graph.decisions if d.tensor.shape == (32, 32)]) == 1
+
+
+class Shifted(nn.Module):
+    """Reads a tensor that is none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32, 32), nn.GELU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x + SHIFT)
+
+
+DATA, SHIFT = torch.randn(64, 32), torch.randn(32)
+MADE_BEFORE = Shifted()
+
+
+@pytest.mark.parametrize("model", [Copies, Shifted, lambda: MADE_BEFORE])
+def test_factories_may_use_what_was_made_before(model) -> None:
+    fresh, given = (
+        fxcompress.explain(lambda data=data: (model(), (data()[:16],)), options=SMALL)
+        for data in (lambda: torch.randn(64, 32), lambda: DATA)
+    )
+    assert given == fresh and given.graphs[0].saved_bytes_after < given.graphs[0].saved_bytes_before

@@ -59,3 +59,9 @@ def test_plans_are_read_without_torch(plan: Plan, tmp_path: Path):
 
 def test_the_measure_itself_sees_an_import():
     assert "rich" in imported("import rich")
+
+
+@pytest.mark.parametrize("name", ["bounds", "ledger", "pipeline", "ranges", "sensitivity"])
+def test_what_the_docs_call_is_there_once_the_package_is_imported(name: str):
+    code = f"import fxcompress; fxcompress.{name}.__doc__; sys.modules['fxcompress.{name}']"
+    assert "fxcompress" in imported(code)

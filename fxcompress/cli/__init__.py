@@ -5,10 +5,13 @@ kept the command from its answer: usage, bad input, an error in the user's model
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import fxcompress
 from fxcompress.cli import calibrate, diff, env, explain, maxbatch, plan, presets, report, show, verify
@@ -29,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             reconfigure(errors="replace")
     args = make_parser().parse_args(argv)
     try:
-        status: int = args.run(args)
+        with _short_warnings():
+            status: int = args.run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -44,13 +48,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, *, verbose: bool) -> int:
-    """Print our own errors in one line, those of the user's model or of PyTorch in full."""
+    """Print our own errors in one line, those of the user's model or of PyTorch in full, and what they were last."""
     cause = getattr(error, "inner_exception", error)  # torch.compile wraps what a backend raises
     if verbose or not isinstance(cause, FxcompressError):
         traceback.print_exception(error)
     if isinstance(cause, FxcompressError):
         print(f"fxcompress: {cause}", file=sys.stderr)
+    else:
+        text = " ".join(str(error).partition("\n\n")[0].split())
+        print(f"fxcompress: the model, or PyTorch, raised {type(error).__name__}: {text}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Our own warnings in one line: the place in our sources where they are raised tells a user nothing."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            _, ours, text = str(message).partition("actcomp: ")
+            if ours:
+                print(f"fxcompress: warning: {text}", file=file or sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def make_parser() -> argparse.ArgumentParser:

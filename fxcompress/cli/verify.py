@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.max_error is not None and not args.max_error >= 0:
         raise OptionError(f"--max-error: found {args.max_error}, allowed: a number ≥ 0")
     factory, inputs, options = read_target(args)
+    if args.per_tensor and options.max_error is None:
+        raise OptionError("--per-tensor compares with what the option max_error predicts: add --option max_error=0.05")
     options = replace(options, inner=args.inner)
     from fxcompress.verify import verify
 

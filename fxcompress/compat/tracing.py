@@ -18,12 +18,12 @@ from torch.fx._lazy_graph_module import _make_graph_module
 
 
 def fake_mode() -> FakeTensorMode:
-    """A fake tensor mode in which models may copy their layers, as `nn.TransformerEncoder` does.
+    """A fake tensor mode in which models may copy their layers, as `nn.TransformerEncoder` does, and read real tensors.
 
     A deep copy of a fake tensor copies its mode too, `FakeTensor.fake_mode`, and two modes do not mix: PyTorch aborts
     the process. Run in 2.13, read in 2.11.
     """
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
     return mode
 

@@ -12,18 +12,18 @@ from bench.simulate import distance, simulate, traced
 
 
 class Block(nn.Module):
-    """A gated layer between normalizations, and a map whose derivative wants a mask."""
+    """A gated layer between normalizations, and pooled features whose derivative wants a mask."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.last = nn.LayerNorm(64), nn.LayerNorm(64)
-        self.up, self.gate, self.down, self.out = (nn.Linear(64, 64) for _ in range(4))
+        self.up, self.gate, self.down, self.out, self.head = (nn.Linear(64, 64) for _ in range(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a scalar of `[batch, 64]`."""
         normed = self.norm(x)
         x = x + self.down(F.silu(self.gate(normed)) * self.up(normed))
-        return F.relu(self.out(self.last(x))).square().mean()
+        return self.head(F.relu(self.out(self.last(x))).square().mean(0)).square().mean()
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,15 @@ def test_jumping_derivatives_pass_nan_on(number: int, options: dict[str, object]
         assert torch.equal(gradient.isfinite(), other.isfinite()), key
 
 
+@pytest.mark.parametrize("reduce", ["min", "max", "prod"])
+def test_segments_are_compared_with_exact_values(reduce: str):
+    def extremes(x: torch.Tensor) -> torch.Tensor:
+        lengths = torch.tensor([5, 9, 0, 18])
+        return torch.segment_reduce(x, reduce, lengths=lengths, axis=0, initial=1.0)
+
+    compare(lambda: (Between(extremes, torch.sin), (torch.randn(32, 64, requires_grad=True),)), LOSSY, within=0.02)
+
+
 @torch.library.custom_op("fxcompress_tests::steep", mutates_args=())
 def steep(x: torch.Tensor) -> torch.Tensor:
     return torch.floor(x)

@@ -28,6 +28,7 @@ NEAR_ZERO: dict[str, Function] = {
     "scatter product": lambda x: torch.ones(32, 32).scatter_reduce(
         1, torch.arange(64).expand(32, 64) // 2, x, "prod", include_self=True
     ),
+    "indexed product": lambda x: torch.ones(16, 64).index_reduce(0, torch.arange(x.shape[0]) // 2, x, "prod"),
     "cumulative product": lambda x: x[:, :4].cumprod(1),
     "distances": distances,
     "log-cumulative-sum-exp": lambda x: (x * 3).logcumsumexp(1),

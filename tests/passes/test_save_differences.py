@@ -17,6 +17,8 @@ LOSSES: dict[str, Loss] = {
     "huber": lambda p, t: F.huber_loss(p, t, delta=0.02),
     "relative": lambda p, t: ((p - t) / (t.abs() + 1)).square().mean(),
     "of_sums": lambda p, t: F.mse_loss(t + p * 0.01, t + 0.001),
+    "of_probabilities": lambda p, t: (p.softmax(-1) - t.softmax(-1)).square().sum(-1).mean(),
+    "to_its_own": lambda p, t: (p.softmax(-1) - (p + t).detach().softmax(-1)).square().sum(-1).mean(),
     "other_readers": lambda p, t: F.mse_loss(p, t) + 1e-4 * (p[:, 1:] - p[:, :-1]).square().mean(),
 }
 
