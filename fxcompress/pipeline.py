@@ -39,7 +39,6 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
-from fxcompress.passes.restore_masks import restore_masks
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_early import save_early
 from fxcompress.passes.save_normalized import restore_kept
@@ -168,8 +167,6 @@ def run(
     if prepared.replaced and "restore_kept" not in options.disable_passes:
         as_they_are = {decision.tensor.name for decision in choice.decisions if decision.codec == KEEP}
         clock.run("restore_kept", lambda: restore_kept(fw, bw, prepared.replaced, as_they_are, count))
-    if prepared.masks and "restore_kept" not in options.disable_passes:
-        choice = clock.run("restore_masks", lambda: restore_masks(fw, bw, choice, prepared.masks, count))
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))

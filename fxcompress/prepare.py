@@ -24,12 +24,10 @@ from fxcompress.plan import KEEP, GraphPlan
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Tensors that must stay exact, with why; values saved normalized; names of masks that are saved besides values;
-    whether a graph was edited."""
+    """Tensors that must stay exact, with why; values saved normalized; whether a graph was edited."""
 
     exact_only: dict[str, str]
     replaced: tuple[Replaced, ...]
-    masks: frozenset[str]
     edited: bool
 
 
@@ -70,8 +68,7 @@ def prepare(
     same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
     edited = bool(rebuilt or done.masks or done.dropped or differs or replaced) or not same
     statistics = {name: "statistic: kept exact" for each in replaced for name in each.exact}
-    exact_only = {**unfit, **dict(done.exact_only), **statistics}
-    return Prepared(exact_only, tuple(replaced), frozenset(done.masks), edited)
+    return Prepared({**unfit, **dict(done.exact_only), **statistics}, tuple(replaced), edited)
 
 
 def _normalized(
