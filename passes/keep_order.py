@@ -88,10 +88,9 @@ def _fused(positions: Sequence[int], step: _Step) -> Iterator[tuple[list[int], s
         kernel = step.kernels[position]
         for name in kernel.makes:
             near = step.readers.get(name, [])
-            called = (
-                not near or kernel.called or bisect_right(step.calls, position) != bisect_right(step.calls, near[-1])
-            )
-            if called or not leader.keys() >= set(near):
+            if not near or kernel.called or not leader.keys() >= set(near):
+                continue
+            if bisect_right(step.calls, position) != bisect_right(step.calls, near[-1]):
                 continue
             inner[name] = position
             for reader in near:

@@ -59,7 +59,7 @@ def decode(
     codes = planes.merge(parts)
     values = codes * step + lo if (lo, step) != (0, 1) else codes
     if dtype == torch.bool:
-        values = values != 0  # on a CPU, Inductor's cast to bool takes twice as long
+        values = values != 0  # on a CPU, Inductor's cast to bool is slower
     # Planes of pieces have different lengths: then only the codes of a whole block are in one order.
     rows = values.to(dtype).flatten(-2 if several else -3)
     return rows if cols == rows.shape[-1] else rows[..., :cols]
