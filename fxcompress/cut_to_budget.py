@@ -2,11 +2,12 @@
 
 The cuts are ranked on the joint graph (`passes.cut_within`); the best is extracted by PyTorch and rewritten, and the
 pair is lowered and its allocations replayed (`replayed_peak`). That peak must fit; where it cannot be told, the memory
-model's. Where it does not (exact needs, the working memory of codecs), the same cut is tried once more with a lower
-aim, then the next cuts, then those ranked for a limit lower by what the best of them missed. Finishing may also make
-the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as well, and the
-cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest estimated peak and
-PyTorch's own two are finished as low as they get: the lowest peak reached is what a `BudgetError` states.
+model's. Where it does not (exact needs, the working memory of codecs), the same cut is tried with aims lower by what
+was missed, then the next cuts, then those ranked for a limit lower by what the best of them missed. Finishing may also
+make the plan dearer than estimated: where the next cut is estimated to cost less than that, it is finished as well, and
+the cheapest finished plan is taken. Where all cuts that should fit miss, the one with the lowest estimated peak and
+PyTorch's own two are finished as low as they get, and then, where that leaves room, as high as the limit allows: the
+lowest peak reached is what a `BudgetError` states.
 """
 
 import sys
@@ -28,6 +29,8 @@ from fxcompress.replayed_peak import Peaks, replayed_peaks
 
 CUTS_TRIED = 3
 """Further cuts are rarely better where these failed, and each costs an extraction."""
+AIMS_TRIED = 3
+"""Of one cut, for the same reason."""
 NOTEWORTHY = 0.001
 """Of the step's modelled time: a cut that may save less is not worth an extraction."""
 NEAR = 0.1
@@ -56,10 +59,12 @@ class Ranking:
     limit_bytes: int = 0
     cuts: Cuts | None = None
     taken: int = 0
-    excess_bytes: int = 0
-    """By how much the cut taken missed the limit so far."""
+    aims: list[int] = field(default_factory=list)
+    """Predicted peaks that the cut taken was finished for, and is to be finished for next."""
+    failed: dict[int, int] = field(default_factory=dict)
+    """The lowest aim at which each cut missed the limit."""
     least_excess_bytes: int = 0
-    """By how much the best cut did."""
+    """By how much the best cut missed the limit so far."""
     lowered_bytes: int = 0
     """By how much the limit was lowered for the ranking at hand."""
     last: list[int] | None = None
@@ -67,35 +72,66 @@ class Ranking:
     known: dict[tuple[str, tuple[Decision, ...]], Peaks | None] = field(default_factory=dict)
     """Peaks that were replayed: several cuts, or aims, may lead to the same pair."""
 
-    def next(self, error: BudgetError | PlanError) -> None:
-        """Aim lower with the same cut once, then take the next one."""
-        if self.last is not None:
+    @property
+    def aim_bytes(self) -> int:
+        """The predicted peak to finish the cut taken for."""
+        return self.aims[-1] if self.aims else max(self.limit_bytes - self.lowered_bytes, 0)
+
+    def missed(self, error: BudgetError | PlanError, predicted_bytes: int | None) -> None:
+        """Aim lower with the same cut, or take the next one.
+
+        Args:
+            error: what became of the cut taken.
+            predicted_bytes: the model's peak of the pair, if it was finished.
+        """
+        if self.last is not None and self.aims == [0]:
             self.skip()
             return
         if isinstance(error, BudgetError):
             excess = error.peak_bytes - self.limit_bytes
+            closer = not self.least_excess_bytes or excess < self.least_excess_bytes
             self.least_excess_bytes = min(excess, self.least_excess_bytes or excess)
-            if not self.excess_bytes:
-                self.excess_bytes = excess
+            self.failed[self.taken] = self.aim_bytes
+            if not self.aims or (closer and len(self.aims) + 1 < AIMS_TRIED):
+                reached = self.aim_bytes if predicted_bytes is None else min(self.aim_bytes, predicted_bytes)
+                self.aims.append(max(reached - excess, 0))
                 return
         self.skip()
+        if self.last is not None:
+            return
         near = 0 < self.least_excess_bytes <= NEAR * self.limit_bytes
         if self._is_done() and near and not self.lowered_bytes:
             self.lowered_bytes, self.taken, self.cuts = self.least_excess_bytes, 0, None
+            self.failed.clear()
         elif self._is_done():
-            self._aim(self._lowest())
+            self._finish_low(self._lowest())
+
+    def kept(self, result: Result, predicted_bytes: int) -> None:
+        """Take the next cut; first the same one again for a higher aim, if it was finished as low as it gets.
+
+        Args:
+            result: what keeps the limit.
+            predicted_bytes: the model's peak of it.
+        """
+        aim = self.limit_bytes - max(result.plan.peak_after.peak_bytes - predicted_bytes, 0)
+        if self.taken in self.failed:
+            aim = min(aim, (predicted_bytes + self.failed[self.taken]) // 2)
+        if self.last is not None and self.aims == [0] and predicted_bytes < aim:
+            self.aims.append(aim)
+        else:
+            self.skip()
 
     def skip(self) -> None:
         """Take the next cut."""
         if self.last is not None:
-            self._aim(self.last[1:])
+            self._finish_low(self.last[1:])
         else:
-            self.taken, self.excess_bytes = self.taken + 1, 0
+            self.taken, self.aims = self.taken + 1, []
 
-    def _aim(self, last: list[int]) -> None:
+    def _finish_low(self, last: list[int]) -> None:
         self.last = last
         if last:
-            self.taken, self.excess_bytes = last[0], self.limit_bytes
+            self.taken, self.aims = last[0], [0]
 
     def _lowest(self) -> list[int]:
         """Cuts that may reach the lowest peak: by the estimates, and PyTorch's own, which run without a budget."""
@@ -181,14 +217,16 @@ def cut_to_budget(cut: Cutter, rewriting: Rewriter, chooser: Ranking) -> Result:
             pair = cut(rebuild_more=True)
         if chooser.cuts is None:  # nothing depends on a tangent, and PyTorch did not ask
             return rewriting(pair, None, None)
+        made: Result | None = None
         try:
-            result = _kept(_replayed(_finished(pair, rewriting, chooser), chooser), chooser)
+            made = _finished(pair, rewriting, chooser)
+            result = _kept(_replayed(made, chooser), chooser)
         except (BudgetError, PlanError) as error:
             failures.append(error)
-            chooser.next(error)
+            chooser.missed(error, made.plan.peak_after.peak_bytes if made else None)
         else:
             best = result if best is None or overhead_s(result) < overhead_s(best) else best
-            chooser.skip()
+            chooser.kept(result, made.plan.peak_after.peak_bytes)
     if best is None:
         raise min(failures, key=_height)
     return best
@@ -247,7 +285,7 @@ def _budget(chooser: Ranking) -> Budget:
     lowest = min(other.lowest_peak_bytes for other in chooser.cuts.ranked)
     return Budget(
         limit_bytes=chooser.limit_bytes,
-        target_bytes=max(chooser.limit_bytes - max(chooser.excess_bytes, chooser.lowered_bytes), 0),
+        target_bytes=chooser.aim_bytes,
         plain_peak_bytes=chooser.plain_peak_bytes or chooser.cuts.plain_peak_bytes,
         lowest_peak_bytes=lowest,
         cut=cut.name,

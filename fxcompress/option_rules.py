@@ -17,7 +17,7 @@ BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII 
 PASSES = (
     "chunk_loss", "find_cheap", "fuse", "keep_order", "order_launches", "outline", "pick_lowering", "pin_products",
     "rebuild_weights", "replay_peak", "restore_kept", "save_early", "shield_inputs", "split_loops", "store_encoded",
-    "store_sums",
+    "store_gathered", "store_sums",
 )  # fmt: skip
 """What may be left out; `outline` is the part of `pick_lowering` that makes codecs operators."""
 PERCENT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})? *%", re.ASCII)

@@ -45,6 +45,7 @@ from fxcompress.passes.save_normalized import restore_kept
 from fxcompress.passes.save_predicates import expose_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded
+from fxcompress.passes.store_gathered import store_gathered
 from fxcompress.passes.store_sums import store_sums
 from fxcompress.passes.values import find_values
 from fxcompress.plan import KEEP, Accuracy, Fit, GraphPlan, Plan
@@ -184,6 +185,8 @@ def run(
     user_outputs = [stand_ins.get(out, out) if isinstance(out, fx.Node) else out for out in user_outputs]
     if fused and "pin_products" not in options.disable_passes:
         clock.run("pin_products", lambda: pin_products(fw, bw))
+    if fused and "store_gathered" not in options.disable_passes:
+        clock.run("store_gathered", lambda: store_gathered(bw))
     clock.run("check", lambda: check(fw, bw, count, user_outputs))
     peak_after = clock.run("find_peak", lambda: find_peak(fw, bw, count, machine))
     before = saved_bytes(first.saved)

@@ -61,6 +61,8 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"lo": -1, "step": 2, "count": 2},
         {"lo": -5, "step": 1, "count": 11},
         {"lo": 3, "step": 7, "count": 17},
+        {"slab": 3},
+        {"lo": -5, "count": 11, "slab": 2},
     ),
 }
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -85,6 +87,7 @@ def fitting(codec: Codec, cols: int) -> int:
     unit = math.prod(
         int(str(params[name])) for name in ("height", "width", "inner", "heads", "dim") if params.get(name)
     )
+    unit *= 8 * int(str(params["slab"])) if params.get("slab") else 1
     return -(-cols // unit) * unit
 
 

@@ -6,7 +6,7 @@ rest. A codec is chosen only if it stores fewer bytes.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -14,6 +14,7 @@ from torch import fx
 from fxcompress import codecs
 from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.order import MemoryOrder, memory_order
+from fxcompress.codecs.valueset import Valueset
 from fxcompress.errors import OptionError, PlanError
 from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
@@ -21,6 +22,7 @@ from fxcompress.passes.alias import Storage, hint
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_rules import Ruled, find_rules
 from fxcompress.passes.pick_codec import pick_codec
+from fxcompress.passes.pick_slab import pick_slab
 from fxcompress.passes.row_groups import end_at_rows
 from fxcompress.passes.values import Known, ValueSet
 from fxcompress.plan import ATEN, KEEP, Decision, Param
@@ -173,6 +175,8 @@ def _encode_under(
     if why_not or order is None:
         return None, why_not or "not dense in memory"
     order = end_at_rows(source, order, codec)
+    if options.inner == "inductor":
+        codec = pick_slab(codec, order, val)
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
         rows = f": it would be stored in rows of {order.cols} elements" if order.lead else ""
         return None, f"no codec stores it in fewer bytes{rows}"
@@ -211,7 +215,8 @@ def _admit(
     problem = refused or codec.refuse(dtype)
     if codec.contract.kind == "exact":
         expected = codec_for(need, values, Options())[0]
-        problem = problem or ("" if codec == expected else "its values are not known to lie in that set")
+        whole = replace(codec, slab=0) if isinstance(codec, Valueset) else codec
+        problem = problem or ("" if whole == expected else "its values are not known to lie in that set")
     else:
         inexact = why_exact or ("" if lossy_need(need) else f"{need}: no lossy codec may serve it")
         zeros = need.endswith("+mask") and not codecs.params(codec).get("zero_preserving")

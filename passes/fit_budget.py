@@ -7,6 +7,7 @@ it is, takes the codec chosen, or takes 8 bits where fewer were chosen. Read-onl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from fxcompress import codecs, costs
@@ -79,7 +80,7 @@ def fit_budget(
     lifetimes = find_lifetimes(phase_of(fw), phase_of(bw), groups, machine)
     total = sum(encodings[s.root].storage.nbytes for s in free if s.root in encodings)
     error_s = ERROR_WEIGHT * step_s / max(total, 1) if error_s_per_byte is None else error_s_per_byte
-    ways = [_ways(encodings.get(storage.root)) for storage in free]
+    ways = [_ways(encodings.get(storage.root), machine) for storage in free]
     items = [
         [option_of(way, lifetime, machine, error_s) for way in options]
         for options, lifetime in zip(ways, lifetimes.storages, strict=True)
@@ -103,10 +104,12 @@ def groups_of(fw: fx.GraphModule, bw: fx.GraphModule, storages: Sequence[Storage
     ]
 
 
-def _ways(encoding: Encoding | None) -> list[Encoding | None]:
-    """Keep it; encode it with 8 bits; encode it as chosen."""
+def _ways(encoding: Encoding | None, machine: Machine) -> list[Encoding | None]:
+    """Keep it; encode it with 8 bits; encode it as chosen. Masks are packed in any case, where that is compiled."""
     if encoding is None:
         return [None]
+    if machine.fused and encoding.source.meta["val"].dtype is torch.bool:
+        return [encoding]
     params = codecs.params(encoding.codec)
     wide = {**params, "bits": 8, "group": 0, "rounding": "nearest"}
     if encoding.codec.name != "affine" or params["bits"] == 8:

@@ -9,6 +9,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+MANY = 4
+"""So many times the bytes that a kernel makes, kept, are worth holding what it makes during the call that is through
+with its operands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -35,9 +39,10 @@ def find_bounds(kernels: Sequence[Kernel]) -> list[tuple[int, int]]:
     """The pairs of kernels of which the first must run before the second, as positions, in the order of the first.
 
     Putting a kernel off saves what it makes, and keeps each operand alive whose other readers are through. The bound
-    is the first library call behind the point where the kept bytes are more than the saved ones. Kernels that share
-    what nothing else reads, with no call between them, are one: what they share is never stored. Only where a call
-    needs some of them, the others can still be put off behind it: they are judged by themselves, too.
+    is the first library call behind the point where the kept bytes are more than the saved ones; where they are many
+    times more and that point is a call itself, it is that one, behind which other kernels wait to be fused. Kernels
+    that share what nothing else reads, with no call between them, are one: what they share is never stored. Only where
+    a call needs some of them, the others can still be put off behind it: they are judged by themselves, too.
 
     Args:
         kernels: in the order that is to be kept. What nobody frees, such as parameters, is not among the reads.
@@ -76,6 +81,9 @@ def _call_behind(members: list[int], inner: set[str], soonest: int, step: _Step)
     start = _costly_from(reads, made, step.readers)
     if start is None:
         return len(step.kernels)
+    small = start == _costly_from(reads, MANY * made, step.readers)
+    if small and step.kernels[start].called and start > members[-1] and start >= soonest:
+        return start
     following = bisect_right(step.calls, max(start, members[-1], soonest - 1))
     return step.calls[following] if following < len(step.calls) else len(step.kernels)
 

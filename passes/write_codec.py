@@ -19,6 +19,7 @@ from fxcompress.codecs.order import MemoryOrder, from_rows, is_dense, to_rows
 from fxcompress.passes.cast_last import cast_last
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
+from fxcompress.passes.join_views import join_views
 from fxcompress.passes.splice import PREFIX, inline, refresh_values
 from fxcompress.plan import OPERATOR, TRITON
 
@@ -185,6 +186,8 @@ def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
         packed = make_fx(encode, **_how(val, decompositions))(val, salt)
     lowering.share_outputs(packed)
     packed = clean(packed)
+    if not lowering.wanted(val):
+        join_views(packed)
     _, noise = placeholders(packed)
     if not noise.users:
         packed.graph.erase_node(noise)
@@ -206,6 +209,8 @@ def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
         unpacked = clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
     if lowering.wanted(val):
         cast_last(unpacked)
+    else:
+        join_views(unpacked)
     return unpacked
 
 

@@ -49,8 +49,9 @@ def finished(seconds: float, peak_bytes: int = 0) -> Any:
 class Finishing:
     """Rewrites the cuts in turn: into plans of these costs, or errors at these peaks."""
 
-    def __init__(self, *outcomes: float | int) -> None:
+    def __init__(self, *outcomes: float | int, predicted_bytes: int = 900) -> None:
         self.outcomes, self.cuts, self.targets = list(outcomes), list[str](), list[int]()
+        self.predicted_bytes = predicted_bytes
 
     def __call__(self, pair: Any, plain_saved_bytes: int | None, budget: Any) -> Any:
         self.cuts.append(budget.cut)
@@ -58,7 +59,7 @@ class Finishing:
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, int):
             raise BudgetError("too high", peak_bytes=outcome)
-        return finished(outcome)
+        return finished(outcome, min(self.predicted_bytes, budget.target_bytes))
 
 
 def cut_nothing(*, rebuild_more: bool) -> Any:
@@ -90,32 +91,32 @@ def test_the_cheapest_finished_plan_is_kept(outcomes: tuple[float, ...], tried: 
 @pytest.mark.parametrize("peak, again", [(1050, True), (1200, False)])
 def test_what_just_missed_is_ranked_once_more_for_a_lower_limit(peak: int, again: bool) -> None:
     chooser = chooser_of(ranked(1.0))
-    finishing = Finishing(peak, peak, 4.0)
+    finishing = Finishing(peak, peak, 4.0, 4.0)
 
     def cut(*, rebuild_more: bool) -> Any:
         chooser.cuts = chooser.cuts or ranked(2.0)
 
     if not again:
-        # The cut with the lowest estimate is finished once more, as low as it gets.
+        # The cut with the lowest estimate is finished as low as it gets, then between that and where it missed.
         assert cut_to_budget(cut, finishing, chooser).plan.fits[0].recompute_s == 4.0
-        assert finishing.targets == [LIMIT, LIMIT - 200, 0]
+        assert finishing.targets == [LIMIT, LIMIT - 200, 0, (LIMIT - 200) // 2]
         return
     assert cut_to_budget(cut, finishing, chooser).plan.fits[0].recompute_s == 4.0
     assert finishing.targets == [LIMIT, LIMIT - 50, LIMIT - 50]
 
 
 def test_an_error_states_the_lowest_peak_that_was_reached() -> None:
-    finishing = Finishing(1200, 1150, 1110)
+    finishing = Finishing(1200, 1150, 1130, 1110)
     with pytest.raises(BudgetError) as raised:
         cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0)))
     assert raised.value.peak_bytes == 1110 and finishing.targets[-1] == 0
 
 
-def test_at_last_pytorchs_own_cut_is_finished_as_low_as_it_gets() -> None:
-    finishing = Finishing(*[1500] * 7, 9.0)
+def test_at_last_pytorchs_own_cut_is_finished_as_low_as_it_gets_then_as_high_as_fits() -> None:
+    finishing = Finishing(*[1500] * 7, 9.0, 8.0)
     result = cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0, 2.0, 3.0, 4.0, 5.0)))
-    assert result.plan.fits[0].recompute_s == 9.0
-    assert finishing.cuts[-2:] == ["cut 0", OWN] and finishing.targets[-2:] == [0, 0]
+    assert result.plan.fits[0].recompute_s == 8.0
+    assert finishing.cuts[-3:] == ["cut 0", OWN, OWN] and finishing.targets[-3:] == [0, 0, LIMIT]
 
 
 def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +124,7 @@ def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest
     monkeypatch.setattr(subject, "replayed_peaks", lambda *args: peaks.pop(0))
     finishing = Finishing(1.0, 2.0)
     plan = cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0))).plan
-    assert finishing.targets == [LIMIT, LIMIT - 300] and plan.peak_after.peak_bytes == 900
+    assert finishing.targets == [LIMIT, 900 - 300] and plan.peak_after.peak_bytes == 900
 
 
 def test_a_plan_that_only_the_model_refuses_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,24 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return codes if planes.wanted(packed) else codes.reshape(*packed.shape[:-1], 1, packed.shape[-1] * 8 // bits)
 
 
+def pack_slabs(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 codes `[*lead, n, slab]` → uint8 `[*lead, n·bits/8, slab]`: half-split across slabs, of which 8/bits share
+    bytes; n a multiple of 8."""
+    count, slab = codes.shape[-2:]
+    parts = codes.reshape(*codes.shape[:-2], 8 // bits, count * bits // 8, slab).unbind(-3)
+    # A sum over them would stand in memory as int32, four times the payload.
+    return planes.merge([part << at if at else part for at, part in zip(range(0, 8, bits), parts, strict=True)]).to(
+        torch.uint8
+    )
+
+
+def unpack_slabs(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Inverse of `pack_slabs`."""
+    shifted = packed.to(torch.int32)[..., None, :, :] >> _shifts(bits, packed.device)[..., None]
+    codes: torch.Tensor = shifted & (2**bits - 1)
+    return codes.flatten(-3, -2)
+
+
 def unpack_real(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """As `unpack`, in fp32.
 

@@ -1,5 +1,7 @@
 """Bounds on the order of kernels: against a replay of their memory, and on Inductor's own scheduler."""
 
+from dataclasses import replace
+
 import networkx as nx
 import pytest
 import torch
@@ -15,7 +17,7 @@ import fxcompress
 from fxcompress import compat
 from fxcompress.compat.scheduler_bounds import KeepOrder
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.keep_order import Kernel, find_bounds
+from fxcompress.passes.keep_order import MANY, Kernel, find_bounds
 from fxcompress.testing_graphs import Pair, capture
 
 
@@ -70,14 +72,29 @@ def live_bytes(kernels: list[Kernel], times: list[int], now: int) -> int:
     return made + sum(size for name, size in sizes.items() if ends[name] > now)
 
 
-def bound_by_replay(kernels: list[Kernel], times: list[int], one: int) -> int | None:
-    """The time of the first call behind the first moment at which memory is fuller if this kernel has not run yet."""
+def fuller_from(kernels: list[Kernel], times: list[int], one: int) -> int | None:
+    """The first moment at which memory is fuller if this kernel has not run yet."""
     end = max(times) + 1
     away = [*times[:one], end, *times[one + 1 :]]
-    for now in range(times[one], end):
-        if live_bytes(kernels, away, now) > live_bytes(kernels, times, now):
-            return min((t for t, kernel in zip(times, kernels, strict=True) if kernel.called and t > now), default=None)
-    return None
+    moments = range(times[one], end)
+    return next((now for now in moments if live_bytes(kernels, away, now) > live_bytes(kernels, times, now)), None)
+
+
+def bound_by_replay(kernels: list[Kernel], times: list[int], one: int) -> int | None:
+    """The time of the first call behind that moment, or of the call that runs then, if memory would also be fuller for
+    a kernel that makes many times as much."""
+    now = fuller_from(kernels, times, one)
+    if now is None:
+        return None
+    calls = {time for time, kernel in zip(times, kernels, strict=True) if kernel.called}
+    grown = replace(kernels[one], makes={name: MANY * size for name, size in kernels[one].makes.items()})
+    if (
+        now in calls
+        and now > times[one]
+        and fuller_from([*kernels[:one], grown, *kernels[one + 1 :]], times, one) == now
+    ):
+        return now
+    return min((time for time in calls if time > now), default=None)
 
 
 SIZES = dict(zip("abcdef", (1, 2, 3, 5, 8, 13), strict=True))

@@ -18,6 +18,8 @@ def refuse(codec: Valueset, cols: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot do what `codec` does, or empty."""
     if dtype != torch.bool or codec.count != 2:
         return f"the valueset kernels take booleans, not {codec.count} values of {dtype}"
+    if codec.slab:
+        return "the valueset kernels store blocks, not slabs"
     return f"the valueset kernels take rows of a multiple of {BLOCK}, not {cols}" if cols % BLOCK else ""
 
 

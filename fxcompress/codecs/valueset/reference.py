@@ -13,7 +13,9 @@ def widths(bits: int) -> tuple[int, ...]:
     return (8,) * (bits // 8) + tuple(width for width in (4, 2, 1) if bits % 8 & width)
 
 
-def encode(x: torch.Tensor, lo: int, step: int, bits: int, wide: torch.dtype) -> tuple[torch.Tensor, ...]:
+def encode(
+    x: torch.Tensor, lo: int, step: int, bits: int, wide: torch.dtype, slab: int = 0
+) -> tuple[torch.Tensor, ...]:
     """Codes (x - lo)/step of `[*lead, cols]`.
 
     Args:
@@ -22,44 +24,59 @@ def encode(x: torch.Tensor, lo: int, step: int, bits: int, wide: torch.dtype) ->
         step: distance of neighbouring values.
         bits: bits per code.
         wide: integer dtype that holds every value and every code.
+        slab: elements of a slab; 0: blocks instead.
 
     Returns:
-        One uint8 `[*lead, blocks, 8·width]` per piece.
+        One uint8 `[*lead, blocks, 8·width]` per piece; of slabs `[*lead, slabs·width/8, slab]`.
     """
-    codes = x.to(wide)
+    *lead, cols = x.shape
+    codes = (x.reshape(*lead, cols // slab, slab) if slab else x).to(wide)
     if lo:
         codes = codes - lo
     if step > 1:
         codes = torch.div(codes, step, rounding_mode="floor")
-    *lead, cols = x.shape
-    missing = -cols % BLOCK
+    missing = 0 if slab else -cols % BLOCK
     if missing:
         codes = torch.nn.functional.pad(codes, (0, missing))
-    codes = codes.reshape(*lead, (cols + missing) // BLOCK, BLOCK)
+    if not slab:
+        codes = codes.reshape(*lead, (cols + missing) // BLOCK, BLOCK)
     pieces = []
     at = 0
     for width in widths(bits):
-        piece = (codes >> at if at else codes) & (2**width - 1)
-        pieces.append(bitpack.pack(piece.to(torch.int32), width))
+        piece = ((codes >> at if at else codes) & (2**width - 1)).to(torch.int32)
+        pieces.append(bitpack.pack_slabs(piece, width) if slab else bitpack.pack(piece, width))
         at += width
     return tuple(pieces)
 
 
 def decode(
-    pieces: tuple[torch.Tensor, ...], lo: int, step: int, bits: int, cols: int, dtype: torch.dtype, wide: torch.dtype
+    pieces: tuple[torch.Tensor, ...],
+    lo: int,
+    step: int,
+    bits: int,
+    cols: int,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    slab: int = 0,
 ) -> torch.Tensor:
     """Inverse of `encode`: `[*lead, cols]` of `dtype`."""
     several = len(pieces) > 1
     at = 0
     parts = []
     for piece, width in zip(pieces, widths(bits), strict=True):
-        part = bitpack.unpack(piece, width).to(wide)
-        parts.append(part.flatten(-2) << at if several else part)
+        if slab:
+            part = bitpack.unpack_slabs(piece, width).to(wide)
+            parts.append(part << at if at else part)
+        else:
+            part = bitpack.unpack(piece, width).to(wide)
+            parts.append(part.flatten(-2) << at if several else part)
         at += width
     codes = planes.merge(parts)
     values = codes * step + lo if (lo, step) != (0, 1) else codes
     if dtype == torch.bool:
         values = values != 0  # on a CPU, Inductor's cast to bool is slower
+    if slab:
+        return values.to(dtype).flatten(-2)
     # Planes of pieces have different lengths: then only the codes of a whole block are in one order.
     rows = values.to(dtype).flatten(-2 if several else -3)
     return rows if cols == rows.shape[-1] else rows[..., :cols]

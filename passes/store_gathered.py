@@ -1,0 +1,56 @@
+"""Let Inductor write to memory, once, what rows are gathered from, where it is computed from a decoded value.
+
+Inductor computes a pointwise expression wherever it is read. A gather reads each row as often as it is asked for it: on
+a graph with ten edges per node, the backward of a layer with a ReLU in front unpacks its mask ten times. Exact.
+"""
+
+import torch
+from torch import fx
+
+from fxcompress import compat
+from fxcompress.passes.alias import hint
+from fxcompress.passes.find_codec_nodes import find_codec_nodes
+from fxcompress.passes.ops import is_view, op_name
+from fxcompress.passes.traits import traits_of
+
+GATHERS = frozenset("index _unsafe_index _unsafe_masked_index index_select gather embedding".split())
+_TIMES = 2
+"""So many reads of each element, on average, are dearer than one more pass over memory."""
+
+
+def store_gathered(bw: fx.GraphModule) -> tuple[str, ...]:
+    """Mark those values; returns their names.
+
+    Args:
+        bw: a rewritten backward.
+    """
+    decoded = set(filter(_generated, find_codec_nodes(bw.graph)))
+    found = []
+    for node in bw.graph.nodes:
+        if _generated(node) and any(arg in decoded for arg in node.all_input_nodes):
+            decoded.add(node)
+        if node.op != "call_function" or op_name(node) not in GATHERS:
+            continue
+        source = _behind_views(node.args[0])
+        if source in decoded and _generated(source) and _numel(node) >= _TIMES * _numel(source):
+            compat.store_in_memory(source)
+            decoded.remove(source)
+            found.append(source.name)
+    return tuple(found)
+
+
+def _generated(node: fx.Node) -> bool:
+    """Whether Inductor may compute it where it is read; views are, of what they view."""
+    return is_view(node) or traits_of(node).pointwise
+
+
+def _behind_views(node: object) -> fx.Node:
+    assert isinstance(node, fx.Node)
+    while is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _numel(node: fx.Node) -> int:
+    val = node.meta.get("val")
+    return hint(val.numel()) if isinstance(val, torch.Tensor) else 0
