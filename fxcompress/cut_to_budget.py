@@ -151,7 +151,9 @@ class Ranking:
             return False
         cut = self.cuts.ranked[self.taken]
         least_s = NOTEWORTHY * self.cuts.step_s
-        return result is None or (cut.fits and cut.seconds + least_s < overhead_s(result))
+        # A finished plan's overhead does not tell by how much less than PyTorch's own its cut recomputes.
+        estimated_s = max(cut.recompute_s, 0.0) + cut.code_s
+        return result is None or (cut.fits and estimated_s + least_s < overhead_s(result))
 
     def _is_done(self) -> bool:
         if self.last is not None:

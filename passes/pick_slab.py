@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from fxcompress.codecs import lowering
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.codecs.valueset import Valueset
@@ -29,7 +30,7 @@ def pick_slab(codec: Codec, order: MemoryOrder, val: torch.Tensor) -> Codec:
         order: how the tensor lies in memory.
         val: the tensor.
     """
-    if not isinstance(codec, Valueset) or not devices.is_on_cpu(val):
+    if not isinstance(codec, Valueset) or lowering.wanted(val) or not devices.is_on_cpu(val):
         return codec
     return replace(codec, slab=slab_of(order))
 

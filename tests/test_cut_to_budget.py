@@ -147,3 +147,10 @@ def test_the_lowest_peak_found_is_not_above_the_one_that_is_replayed(monkeypatch
     monkeypatch.setattr(subject, "replayed_peaks", lambda *args: Peaks(300, 200))
     result = cut_to_budget(cut_nothing, lambda *args: finished(1.0, 700), chooser_of(ranked(1.0)))
     assert (result.plan.peak_after.peak_bytes, result.plan.fits[0].lowest_peak_bytes) == (300, 300)
+
+
+def test_cuts_that_recompute_less_than_pytorchs_own_are_as_good_as_it() -> None:
+    """What a finished plan is known to cost does not go below zero either."""
+    finishing = Finishing(0.0)
+    assert cut_to_budget(cut_nothing, finishing, chooser_of(ranked(-3.0, -3.0, -2.0))).plan.fits[0].recompute_s == 0.0
+    assert finishing.cuts == ["cut 0"]
