@@ -2,9 +2,9 @@
 
 CPython, 3.11 and later, keeps the frames of Python functions in chunks of 16 KiB and gives a chunk back to the kernel
 as soon as the first frame in it returns. A loop whose callees happen to begin a chunk then maps and unmaps memory at
-each call, which takes tens of times as long as the call: by the luck of the call depth, an analysis of a large graph
-takes up to three times as long. A frame that states a large stack is given a chunk of its own, the least power of two
-that holds it, and what it leaves free holds the frames of what it calls.
+each call, which takes tens of times as long as the call, and which loops do so is the luck of the call depth. A frame
+that states a large stack is given a chunk of its own, the least power of two that holds it, and what it leaves free
+holds the frames of what it calls.
 """
 
 import types

@@ -1,7 +1,7 @@
 """PyTorch's merging of equal nodes, in a graph itself instead of in a copy.
 
-`compile_utils.fx_graph_cse(graph)`, which fills an `fx.Graph()` by `node_copy(node, arg_transform)`: run in 2.13, read
-in 2.11.
+`compile_utils.fx_graph_cse(graph)`, which fills an `fx.Graph()` by `node_copy(node, arg_transform)`: run in 2.11 and
+2.13.
 """
 
 import types

@@ -1,6 +1,6 @@
 """What PyTorch does at each node of a graph, or more often than it must, in less time; its results stay the same.
 
-All names: run in 2.13, read in 2.11.
+All names: run in 2.11 and 2.13.
 """
 
 import contextlib
