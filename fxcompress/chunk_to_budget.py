@@ -5,6 +5,7 @@ modelled time among those that fit is taken. Each is judged on its joint graph, 
 one (`rank_cuts`); only the best are extracted and rewritten.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,7 @@ def chunk_to_budget(
         step = found or plain_step(cut, options.inner, num_fwd_outputs)
         found = _measured(step, cut, decided, num_fwd_outputs)
     ranking = Ranking(decided, num_fwd_outputs + loss.extra, found.peak.peak_bytes if found else None)
-    return Made(cut_to_budget(_cutter(loss, cut), rewriting, ranking), loss.decision, found)
+    return Made(cut_to_budget(_cutter(loss, cut), _informed(rewriting, loss, found), ranking), loss.decision, found)
 
 
 def _measured(step: PlainStep, cut: compat.Cutter, options: Options, num_fwd_outputs: int) -> PlainStep:
@@ -126,6 +127,11 @@ def _measured(step: PlainStep, cut: compat.Cutter, options: Options, num_fwd_out
 
 def _cutter(loss: Chunked, cut: compat.Cutter) -> compat.Cutter:
     return cut_chunked(loss, cut) if loss.extra else cut
+
+
+def _informed(rewriting: Rewriter, loss: Chunked, plain: PlainStep | None) -> Rewriter:
+    """`rewriting`, told the peak without us where the pair, whose logits are chunked, does not have it."""
+    return functools.partial(rewriting, peak_before=plain.peak) if loss.extra and plain else rewriting
 
 
 @dataclass(slots=True)
@@ -200,7 +206,7 @@ def _first_that_fits(ranked: list[_Judged], rewriting: Rewriter, plain: PlainSte
     best = ranked[:NUMBERS_TRIED]
     for judged in best if lowest in best else [*best, lowest]:
         try:
-            result = cut_to_budget(judged.cutter, rewriting, judged.ranking)
+            result = cut_to_budget(judged.cutter, _informed(rewriting, judged.loss, plain), judged.ranking)
             return Made(result, judged.loss.decision, plain)
         except BudgetError as error:
             failures.append(error)

@@ -18,6 +18,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.errors import BudgetError, PlanError
+from fxcompress.facts import Peak
 from fxcompress.limits import Budget, budget_bytes, kept
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
@@ -44,9 +45,17 @@ class Cutter(Protocol):
 
 
 class Rewriter(Protocol):
-    """Rewrites a pair under a budget."""
+    """Rewrites a pair under a budget. `peak_before`: the peak under PyTorch's own cut, if that was predicted."""
 
-    def __call__(self, pair: compat.Partition, plain_saved_bytes: int | None, budget: Budget | None, /) -> Result: ...
+    def __call__(
+        self,
+        pair: compat.Partition,
+        plain_saved_bytes: int | None,
+        budget: Budget | None,
+        /,
+        *,
+        peak_before: Peak | None = None,
+    ) -> Result: ...
 
 
 @dataclass(slots=True)

@@ -89,6 +89,7 @@ def run(
     parameters: Sequence[str] | None = None,
     plan: Plan | None = None,
     plain_saved_bytes: int | None = None,
+    peak_before: Peak | None = None,
     decompositions: object | None = None,
     budget: Budget | None = None,
     errors: ErrorTable | None = None,
@@ -104,6 +105,7 @@ def run(
             on them alone is rebuilt. None: no placeholder is taken for one.
         plan: replay these decisions instead of choosing.
         plain_saved_bytes: what PyTorch's own cut saves, for the report; the pair's own if None.
+        peak_before: the predicted peak of a step under that cut; the pair's own if None.
         decompositions: operator decompositions of the compiler that gets the result, or None.
         budget: where the cut was chosen for a budget, what that comes to; None: what `options.budget` says of the pair.
         errors: with `options.max_error`, what widths do to the gradient; read from `options.calibration` if None.
@@ -127,7 +129,8 @@ def run(
     first = clock.run("analyse", lambda: _analyse(fw, bw, options, count))
     channels_last = find_channels_last(fw) if fused else set()
     machine = Machine(fused, bool(channels_last), fused and orders_kernels(options))
-    peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, replace(machine, ends_rows=False)))
+    if peak_before is None:
+        peak_before = clock.run("find_peak", lambda: find_peak(fw, bw, count, replace(machine, ends_rows=False)))
     stored = find_graph_plan(plan, key, options.inner, "plan") if plan is not None else None
     prepared = clock.run(
         "prepare", lambda: prepare(fw, bw, options, count, parameters or (), first, channels_last, stored)

@@ -15,6 +15,7 @@ from fxcompress.cut_as_pytorch import cut_as_pytorch
 from fxcompress.cut_to_budget import Rewriter, overhead_s
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import AccuracyError, BudgetError, FxcompressError, PlanError, UnsupportedGraphError
+from fxcompress.facts import Peak
 from fxcompress.limits import Budget, widest
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
@@ -23,6 +24,7 @@ from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import placeholders, source_of
 from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
+from fxcompress.roomy_stack import with_room
 
 _WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
 """`bits` and `operand_bits` that cuts are made for where both a budget and a limit on the error are stated."""
@@ -78,9 +80,9 @@ def rewritten_pair(gm: fx.GraphModule, request: Request) -> pipeline.Result:
     decided = pipeline.decided(request.plan, request.options)
     place = _place(gm)
     try:
-        with _without_collections():
+        with _without_collections(), compat.graphs_edited_fast():
             cutting = _without_budget if decided.budget is None else _within_budget
-            made = cutting(gm, request, decided)
+            made = with_room(cutting)(gm, request, decided)
     except BudgetError as error:
         raise BudgetError(f"{error}{place}", peak_bytes=error.peak_bytes) from error
     plan = dataclasses.replace(made.result.plan, loss=made.loss)
@@ -103,7 +105,7 @@ def _without_budget(gm: fx.GraphModule, request: Request, decided: Options) -> M
     loss = chunk_loss(gm, request.num_fwd_outputs, request.options, request.plan)
     plain = plain_step(request.cut, decided.inner, request.num_fwd_outputs) if loss.extra else None
     cutter = cut_chunked(loss, request.cut) if loss.extra else request.cut
-    rewriting: Rewriter = functools.partial(_rewritten, request)
+    rewriting: Rewriter = functools.partial(_rewritten, request, peak_before=plain.peak if plain else None)
     return Made(cut_as_pytorch(cutter, rewriting, decided, compared=plain is None), loss.decision, plain)
 
 
@@ -151,7 +153,11 @@ def _nearest(failures: Sequence[FxcompressError]) -> FxcompressError:
 
 
 def _rewritten(
-    request: Request, pair: compat.Partition, plain_saved_bytes: int | None, budget: Budget | None
+    request: Request,
+    pair: compat.Partition,
+    plain_saved_bytes: int | None,
+    budget: Budget | None,
+    peak_before: Peak | None = None,
 ) -> pipeline.Result:
     fw, bw = pair
     align_names(fw, bw, request.num_fwd_outputs)
@@ -164,6 +170,7 @@ def _rewritten(
         parameters=[inputs[i].name for i in request.static_indices or () if i < len(inputs)],
         plan=request.plan,
         plain_saved_bytes=plain_saved_bytes,
+        peak_before=peak_before,
         decompositions=compat.inductor_decompositions() if request.decompose else None,
         budget=budget,
         errors=request.errors,

@@ -27,6 +27,7 @@ from fxcompress.compat.partitioner import recompute_rules as recompute_rules
 from fxcompress.compat.partitioner import recomputing_views as recomputing_views
 from fxcompress.compat.scene import CompileScene as CompileScene
 from fxcompress.compat.scene import compiled_frame as compiled_frame
+from fxcompress.compat.shortcuts import graphs_edited_fast as graphs_edited_fast
 from fxcompress.compat.tracing import DataDependentOutputException as DataDependentOutputException
 from fxcompress.compat.tracing import DynamicOutputShapeException as DynamicOutputShapeException
 from fxcompress.compat.tracing import FakeTensorMode as FakeTensorMode

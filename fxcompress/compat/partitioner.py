@@ -10,6 +10,8 @@ import torch
 from torch import fx
 
 from fxcompress.compat.mutated import save_reads_of_mutated
+from fxcompress.compat.shortcuts import cutting_fast
+from fxcompress.compat.tracing import remade
 from fxcompress.solve.networkx_cut import networkx_cut
 
 Partition = tuple[fx.GraphModule, fx.GraphModule]
@@ -27,17 +29,22 @@ def partition(
 
     Views are recomputed, so that bases are saved and not their aliases. With `rebuild_more`, pointwise results that a
     backward GEMM reads may be rebuilt too (`ban_recompute_materialized_backward`): decoding materializes them anyway.
+    Code is written once for what comes out, and by the compiler at work as late as it wants.
     """
     from torch._functorch import config, partitioners
 
     relaxed: dict[str, Any] = {"ban_recompute_materialized_backward": False} if rebuild_more else {}
-    with config.patch(recompute_views=True, **relaxed):
-        return partitioners.min_cut_rematerialization_partition(
-            joint,
-            joint_inputs,
-            num_fwd_outputs=num_fwd_outputs,
-            static_lifetime_input_indices=list(static_lifetime_input_indices or []),
-        )
+    try:
+        with config.patch(recompute_views=True, **relaxed), cutting_fast():
+            fw, bw = partitioners.min_cut_rematerialization_partition(
+                joint,
+                joint_inputs,
+                num_fwd_outputs=num_fwd_outputs,
+                static_lifetime_input_indices=list(static_lifetime_input_indices or []),
+            )
+    finally:
+        joint.recompile()
+    return remade(fw), remade(bw)
 
 
 @contextlib.contextmanager
@@ -165,7 +172,7 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
             rebuilding = config.patch(
                 recompute_views=rebuild_more, ban_recompute_materialized_backward=not rebuild_more
             )
-            with rebuilding, patch.object(partitioners, "solve_min_cut", known), _cutting_fast():
+            with rebuilding, patch.object(partitioners, "solve_min_cut", known), _solving_fast():
                 return list(original(joint_graph, node_info, memory_budget=budget))
 
         return chooser(joint_graph, node_info, torch_choice)
@@ -178,7 +185,7 @@ def choosing_saved_values(chooser: Chooser) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cutting_fast() -> Iterator[None]:
+def _solving_fast() -> Iterator[None]:
     """Let PyTorch's partitioner call our solver for `networkx.minimum_cut(graph, "source", "sink")`; the same cut.
 
     `partitioners.solve_min_cut` looks the name up when it cuts: run in 2.13, read in 2.11.

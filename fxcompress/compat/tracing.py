@@ -58,6 +58,13 @@ def make_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return _make_graph_module(root, graph)
 
 
+def remade(gm: fx.GraphModule) -> fx.GraphModule:
+    """`make_graph_module` of a module's own graph."""
+    made = make_graph_module(gm, gm.graph)
+    made.meta.update(gm.meta)
+    return made
+
+
 def decomposition_of(target: Any) -> Callable[..., Any] | None:
     """An operator's definition in smaller operators, or None; `torch._decomp.get_decompositions`: run in 2.13, read in
     2.11."""
