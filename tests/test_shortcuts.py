@@ -1,6 +1,7 @@
 """PyTorch's partitioner cuts with our shortcuts as without."""
 
 import collections
+import concurrent.futures
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -126,3 +127,17 @@ def test_nothing_stays_patched() -> None:
         raise ZeroDivisionError
     after = _pytree.tree_iter, compile_utils.tree_flatten, fx.Graph.lint, fx.GraphModule.recompile, fx.Node.is_impure
     assert before == after
+
+
+def test_other_threads_know_nothing_of_it() -> None:
+    def edited() -> str:
+        gm = fx.symbolic_trace(lambda x: x + 1)
+        (node,) = gm.graph.find_nodes(op="call_function", target=operator.add)
+        node.args = (node.args[0], 2)
+        gm.recompile()
+        return str(gm.code)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        expected = edited()
+        with cutting_fast():
+            assert other.submit(edited).result() == expected

@@ -4,6 +4,7 @@ All names: run in 2.11 and 2.13.
 """
 
 import contextlib
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,22 +21,40 @@ _SEQUENCES = frozenset((tuple, list, immutable_list))
 _MAPPINGS = frozenset((dict, immutable_dict))
 
 
+def _here(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` in the thread that asks for it now, `original` in all others, which know nothing of this."""
+    owner = threading.get_ident()
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (function if threading.get_ident() == owner else original)(*args, **kwargs)
+
+    return chosen
+
+
 @contextlib.contextmanager
 def graphs_edited_fast() -> Iterator[None]:
     """Let `fx.Graph` take less time to make nodes and to look for dead ones.
 
-    `create_node` does not search arguments for sizes to warn about, by `fx.graph.pytree.tree_iter`. By
-    `fx.Node.is_impure`, what is read is not to be removed: `eliminate_dead_code` asks of every node, and knows itself.
+    `create_node` does not search arguments for sizes to warn about, by `fx.graph.pytree.tree_iter`. While
+    `eliminate_dead_code` runs, `fx.Node.is_impure` says of what is read that it is not to be removed, which is asked
+    of every node, and known.
     """
     from torch.utils import _pytree
 
-    is_impure = fx.Node.is_impure
+    is_impure, eliminate = fx.Node.is_impure, fx.Graph.eliminate_dead_code
 
     def is_needed(node: fx.Node, *how: Any) -> bool:
         return bool(node.users) or is_impure(node, *how)
 
+    def eliminate_fast(graph: fx.Graph, *how: Any, **named: Any) -> bool:
+        with patch.object(fx.Node, "is_impure", _here(is_needed, is_impure)):
+            return eliminate(graph, *how, **named)
+
     unsearched = types.SimpleNamespace(**{**vars(_pytree), "tree_iter": lambda tree: ()})
-    with patch.object(fx.graph, "pytree", unsearched), patch.object(fx.Node, "is_impure", is_needed):
+    with (
+        patch.object(fx.graph, "pytree", unsearched),
+        patch.object(fx.Graph, "eliminate_dead_code", _here(eliminate_fast, eliminate)),
+    ):
         yield
 
 
@@ -56,8 +75,8 @@ def cutting_fast() -> Iterator[None]:
         patch.object(_pytree, "tree_iter", _leaves_like(_pytree.tree_iter)),
         patch.object(compile_utils, "tree_flatten", _flat_like(_pytree.tree_flatten)),
         patch.object(partitioners, "fx_graph_cse", merging_in_place(compile_utils.fx_graph_cse)),
-        patch.object(fx.Graph, "lint", lambda graph: None),
-        patch.object(fx.GraphModule, "recompile", lambda gm: None),
+        patch.object(fx.Graph, "lint", _here(lambda graph: None, fx.Graph.lint)),
+        patch.object(fx.GraphModule, "recompile", _here(lambda gm: None, fx.GraphModule.recompile)),
         patch.object(partitioners, "_extract_fwd_bwd_modules", _extracting_once(partitioners._extract_fwd_bwd_modules)),
     ):
         yield
