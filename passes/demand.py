@@ -17,6 +17,7 @@ from torch import fx
 from fxcompress.facts import Need
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
+from fxcompress.passes.find_row_numbers import find_row_numbers
 from fxcompress.passes.find_saved import SavedPair, placeholders
 from fxcompress.passes.ops import (
     GEMMS,
@@ -103,7 +104,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     finishing = finishing_nodes(bw)
     factors = find_loss_factors(bw, sources, gradients)
     known_stats: dict[fx.Node, bool] = {}
-    stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    stats = find_row_numbers(factors, gradients) | {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
     norms = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw)) or _is_maximum(_unmoved(pair.fw))}
     results = {}
     for pair in pairs:
@@ -292,8 +293,7 @@ def _numel(node: fx.Node) -> int:
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return 0
-    numel = val.numel()
-    return numel if isinstance(numel, int) else math.prod(map(_hint, val.shape))
+    return numel if isinstance(numel := val.numel(), int) else math.prod(map(_hint, val.shape))
 
 
 def _hint(size: int | torch.SymInt) -> int:
