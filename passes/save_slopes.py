@@ -96,7 +96,8 @@ def _exposed(bw: fx.GraphModule, node: fx.Node, result: fx.Node) -> fx.Node:
         one = bw.graph.call_function(torch.ops.aten.scalar_tensor.default, (1.0,), options)
         slope = bw.graph.call_function(_SLOPES[op_name(node)], (one, result))
         product = bw.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], slope))
-    slope.meta["val"], product.meta["val"] = like, node.meta["val"]
+    one.meta["val"] = slope.meta["val"] = like
+    product.meta["val"] = node.meta["val"]
     refresh_values([one, slope, product])
     node.replace_all_uses_with(product)
     bw.graph.erase_node(node)
