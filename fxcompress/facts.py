@@ -13,7 +13,7 @@ Need = Literal[
     "propagating",  # a product's operand or a loss's gradient is (re)built from it, and its error enters others too
     "logits",  # argument of a softmax or a sine, rows divided by their lengths, probabilities that no product reads
     "attention",  # q, k, v, out of a fused attention kernel
-    "statistic",  # mean, rstd, log-sum-exp, log-softmax: kept
+    "statistic",  # mean, rstd, log-sum-exp, log-softmax, a loss's weights of rows: kept
     "weight",  # derived from parameters alone: rebuilt, never stored
     "other",  # dtype or layout that no codec takes
 ]

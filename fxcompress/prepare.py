@@ -19,6 +19,7 @@ from fxcompress.passes.row_groups import WHOLE
 from fxcompress.passes.save_differences import save_differences
 from fxcompress.passes.save_normalized import Replaced, save_normalized
 from fxcompress.passes.save_predicates import save_predicates
+from fxcompress.passes.save_slopes import save_slopes
 from fxcompress.plan import KEEP, GraphPlan
 
 
@@ -63,6 +64,7 @@ def prepare(
     done = save_predicates(fw, bw, lossy, answering, count)
     inexact = lossy - dict(done.exact_only).keys()
     differs = save_differences(fw, bw, inexact, learned_inputs(placeholders(fw), outputs(bw)), count)
+    differs |= save_slopes(fw, bw, inexact, count)
     names = inexact & {node.name for node in placeholders(bw)}
     replaced = save_normalized(fw, bw, [each for each in normalized if each.pair.bw.name in names], count)
     same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too

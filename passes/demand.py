@@ -17,7 +17,9 @@ from torch import fx
 from fxcompress.facts import Need
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
+from fxcompress.passes.find_row_numbers import find_row_numbers
 from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
 from fxcompress.passes.ops import (
     GEMMS,
     LEAF_FINISH,
@@ -103,8 +105,8 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     finishing = finishing_nodes(bw)
     factors = find_loss_factors(bw, sources, gradients)
     known_stats: dict[fx.Node, bool] = {}
-    stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
-    norms = {pair.bw for pair in pairs if _is_log_sum(_unmoved(pair.fw)) or _is_maximum(_unmoved(pair.fw))}
+    stats = find_row_numbers(factors, gradients) | {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    norms = saved_norms(pairs)
     results = {}
     for pair in pairs:
         known = values.get(pair.fw)
@@ -113,7 +115,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
             uses.product, uses.leaf_only = uses.product or pair.bw in factors, uses.leaf_only and pair.bw not in factors
-            uses.probabilities = _is_softmax(_unmoved(pair.fw))
+            uses.probabilities = is_softmax(unmoved(pair.fw))
             uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
@@ -179,50 +181,13 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or name in _PERIODIC or _is_logarithm(user, norms)
+            uses.logits = uses.logits or name in _PERIODIC or is_logarithm(user, norms)
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
         elif name != "where":
             uses.leaf_only = uses.leaf_only and _is_leaf_product(node, user, finishing)
     return uses
-
-
-def _is_logarithm(node: fx.Node, norms: set[fx.Node]) -> bool:
-    """Whether `node` is the logarithm of a softmax's numerator or result: an argument less its row's maximum or its
-    log-sum-exp, saved (`norms`) or rebuilt. An error of the argument is one of the exponential by a factor."""
-    taken = [_unmoved(arg) for arg in node.all_input_nodes] if op_name(node) == "sub" else []
-    return any(arg in norms or _is_maximum(arg) for arg in taken)
-
-
-def _is_softmax(node: fx.Node) -> bool:
-    """A softmax's result, also taken apart: an exponential divided by its own sum."""
-    if op_name(node) not in ("div", "true_divide"):
-        return op_name(node) in ("_softmax", "_safe_softmax", "softmax")
-    parts = [_unmoved(arg) for arg in node.args[:2] if isinstance(arg, fx.Node)]
-    if len(parts) < 2 or op_name(parts[0]) != "exp" or op_name(parts[1]) != "sum":
-        return False
-    return any(_unmoved(arg) is parts[0] for arg in parts[1].all_input_nodes)
-
-
-def _is_maximum(node: fx.Node) -> bool:
-    """The maximum of rows."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        return op_name(node.args[0]) == "max" and bool(node.args[1] == 0)
-    return op_name(node) == "amax"
-
-
-def _is_log_sum(node: fx.Node) -> bool:
-    """A logarithm, also with the maximum added, as Inductor takes a log-sum-exp apart."""
-    added = op_name(node) == "add" and any(op_name(_unmoved(arg)) == "log" for arg in node.all_input_nodes)
-    return added or op_name(node) in ("log", "logsumexp")
-
-
-def _unmoved(node: fx.Node) -> fx.Node:
-    """The node whose elements `node` holds, moved or cast at most."""
-    while op_name(node) in MOVES and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _only_moved(source: fx.Node, node: fx.Node) -> bool:
@@ -292,8 +257,7 @@ def _numel(node: fx.Node) -> int:
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return 0
-    numel = val.numel()
-    return numel if isinstance(numel, int) else math.prod(map(_hint, val.shape))
+    return numel if isinstance(numel := val.numel(), int) else math.prod(map(_hint, val.shape))
 
 
 def _hint(size: int | torch.SymInt) -> int:

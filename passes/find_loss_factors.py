@@ -11,11 +11,7 @@ from collections.abc import Set
 import torch
 from torch import fx
 
-from fxcompress.compat import OpOverload
-from fxcompress.passes.ops import MOVES, op_name
-
-_LOSSES = frozenset("mse_loss_backward smooth_l1_loss_backward huber_loss_backward".split())
-"""Pointwise, though PyTorch does not tag them so."""
+from fxcompress.passes.ops import is_pointwise
 
 
 def find_loss_factors(bw: fx.GraphModule, sources: Set[fx.Node], gradients: Set[fx.Node]) -> set[fx.Node]:
@@ -33,7 +29,7 @@ def find_loss_factors(bw: fx.GraphModule, sources: Set[fx.Node], gradients: Set[
         reached = frozenset[fx.Node]().union(*(behind.get(arg, frozenset()) for arg in inputs))
         if node not in gradients:
             behind[node] = reached
-        elif _is_pointwise(node) and first.issuperset(arg for arg in inputs if arg in gradients):
+        elif is_pointwise(node) and first.issuperset(arg for arg in inputs if arg in gradients):
             first.add(node)
             found |= reached
     return found
@@ -42,8 +38,3 @@ def find_loss_factors(bw: fx.GraphModule, sources: Set[fx.Node], gradients: Set[
 def _is_scalar(node: fx.Node) -> bool:
     val = node.meta.get("val")
     return isinstance(val, torch.Tensor) and val.dim() == 0
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    tagged = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-    return tagged or op_name(node) in MOVES or op_name(node) in _LOSSES

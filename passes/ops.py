@@ -55,6 +55,14 @@ REDUCTIONS = frozenset(
     "sum mean var var_mean amax amin prod logsumexp std std_mean any all max min norm linalg_vector_norm".split()
 )
 
+_UNTAGGED = frozenset(
+    "mse_loss_backward smooth_l1_loss_backward huber_loss_backward soft_margin_loss_backward glu_backward "
+    "binary_cross_entropy_backward log_sigmoid_backward softplus_backward mish_backward elu_backward "
+    "leaky_relu_backward hardtanh_backward hardsigmoid_backward hardswish_backward _prelu_kernel_backward "
+    "rrelu_with_noise_backward".split()
+)
+"""Pointwise, though PyTorch does not tag them so."""
+
 
 _NAMES: Final[dict[int, tuple[object, str]]] = {}
 """Targets with their names, by identity: every pass asks for them, and PyTorch hashes an operator in Python."""
@@ -75,6 +83,12 @@ def _target_name(target: object) -> str:
     if isinstance(target, OpOverload):
         return target._schema.name.rpartition("::")[2]
     return str(getattr(target, "__name__", target))
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether elements of the result depend on single elements of the arguments."""
+    tagged = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    return tagged or op_name(node) in MOVES or op_name(node) in _UNTAGGED
 
 
 def full_name(node: fx.Node) -> str:

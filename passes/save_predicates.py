@@ -18,6 +18,7 @@ from fxcompress.passes.demand import COMPARES_ZERO, gradient_nodes
 from fxcompress.passes.find_aligned import find_aligned
 from fxcompress.passes.find_amplified import find_amplified
 from fxcompress.passes.find_compared import find_compared
+from fxcompress.passes.find_densities import find_densities
 from fxcompress.passes.find_growing import find_growing
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_moments import find_moments
@@ -155,6 +156,7 @@ def save_predicates(
     exact = find_amplified(bw, sources - only, gradients) | exact
     exact = find_growing(bw, pairs, sources - only, gradients) | exact
     exact = find_compared(bw, pairs, sources - only, gradients) | exact
+    exact = find_densities(bw, pairs, sources - only, gradients) | exact
     exact = find_aligned(fw, bw, pairs, sources - only, gradients) | exact
     exact = find_moments(fw, bw, pairs, sources - only, gradients) | exact
     sources = {node for node in sources if node.name not in exact}

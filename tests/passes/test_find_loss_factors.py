@@ -20,6 +20,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted": lambda x, y: ((x - y).square() * y.abs().sigmoid()).mean(),
     "probabilities": lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid()),
     "behind an activation": lambda x, y: (x.tanh() - y).square().mean(),
+    "softplus": lambda x, y: F.softplus(x * y.sign() * 8).mean(),
+    "margin": lambda x, y: F.soft_margin_loss(x * 8, y.sign()),
     "rows": lambda x, y: (x - y).square().sum(1).add(1e-3).sqrt().mean(),
 }
 
@@ -46,6 +48,7 @@ def test_the_whole_gradient_keeps_to_the_width_of_operands(name: str) -> None:
     [
         (lambda x, w: (x.sin() @ w).tanh().sum(), {"detach"}),
         (lambda x, w: ((x.sin() @ w).tanh() @ w).square().mean(), {"mm_1"}),
+        (lambda x, w: F.logsigmoid(x.sin() @ w).sum(), {"mm", "getitem_1"}),
         (lambda x, w: (x.sin() @ w).tanh(), set()),
         (lambda x, w: (x.sin() @ w).tanh().softmax(1)[:, :2].sum(), set()),
     ],
