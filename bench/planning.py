@@ -28,7 +28,7 @@ from bench.models.gpt import GPT, GPTConfig
 from bench.record import append_rows, environment
 from bench.trial import Job, warm_up
 from bench.variants import variants
-from fxcompress import compat, cut_to_budget, partition, pipeline, rewrite_joint
+from fxcompress import compat, partition, pipeline, rank_cuts, rewrite_joint
 from fxcompress.options import Options
 from fxcompress.partition import ActcompPartitioner
 from fxcompress.passes.copy_graph import copy_graph
@@ -129,7 +129,7 @@ def measure_step(config: GPTConfig, batch: int, budget: str | None) -> dict[str,
         return ranking.wrap(cut_within)(gm, info, choice, *args)
 
     with (
-        patch.object(cut_to_budget, "cut_within", ranked),
+        patch.object(rank_cuts, "cut_within", ranked),
         patch.object(partition, "rewritten_pair", rewritten),
         around_partitioner(starts.wrap),
     ):

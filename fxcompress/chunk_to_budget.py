@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from fxcompress import compat, pipeline
-from fxcompress.cut_to_budget import NOTEWORTHY, Ranking, Rewriter, cut_to_budget, rank_cuts
+from fxcompress.cut_to_budget import Rewriter, cut_to_budget
 from fxcompress.errors import BudgetError
 from fxcompress.options import Options
 from fxcompress.passes.align_names import align_names
@@ -31,6 +31,7 @@ from fxcompress.passes.cut_within import MOST_NODES
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import PlainStep, plain_step
 from fxcompress.plan import LossDecision, Plan
+from fxcompress.rank_cuts import NOTEWORTHY, Ranking, rank_cuts
 from fxcompress.replayed_peak import can_be_replayed, replayed_peaks
 
 NUMBERS_TRIED = 2

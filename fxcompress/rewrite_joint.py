@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress import compat, ledger, pipeline
 from fxcompress.chunk_to_budget import Made, chunk_to_budget
 from fxcompress.cut_as_pytorch import cut_as_pytorch
-from fxcompress.cut_to_budget import Rewriter, overhead_s
+from fxcompress.cut_to_budget import Rewriter
 from fxcompress.error_table import ErrorTable
 from fxcompress.errors import AccuracyError, BudgetError, FxcompressError, PlanError, UnsupportedGraphError
 from fxcompress.facts import Peak
@@ -24,6 +24,7 @@ from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.find_saved import placeholders, source_of
 from fxcompress.plain_cut import plain_step
 from fxcompress.plan import Plan
+from fxcompress.rank_cuts import overhead_s
 from fxcompress.roomy_stack import with_room
 
 _WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from fxcompress import cut_to_budget as subject
-from fxcompress.cut_to_budget import Ranking, cut_to_budget
+from fxcompress.cut_to_budget import cut_to_budget
 from fxcompress.errors import BudgetError
 from fxcompress.facts import Peak
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts
 from fxcompress.passes.estimate_cut import OWN, Cut
 from fxcompress.plan import Fit
+from fxcompress.rank_cuts import Ranking
 from fxcompress.replayed_peak import Peaks
 
 LIMIT = 1000

@@ -9,13 +9,13 @@ from torch import fx, nn
 from bench.peaks import trace_large
 from bench.step_graphs import trace
 from fxcompress import compat
-from fxcompress.cut_to_budget import rank_cuts
 from fxcompress.options import Options
 from fxcompress.passes import cut_within
 from fxcompress.passes.copy_graph import copy_graph
 from fxcompress.passes.estimate_cut import make_model
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import is_view
+from fxcompress.rank_cuts import rank_cuts
 
 
 @pytest.mark.slow
