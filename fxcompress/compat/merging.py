@@ -4,12 +4,24 @@
 2.13.
 """
 
+import threading
 import types
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 from torch import fx
 from torch.fx.graph import CodeGen
+
+
+def in_this_thread(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` in the thread that asks for it now, `original` in all others, which know nothing of this."""
+    owner = threading.get_ident()
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (function if threading.get_ident() == owner else original)(*args, **kwargs)
+
+    return chosen
 
 
 class _SameGraph:
@@ -33,7 +45,7 @@ def merging_in_place(original: Callable[[fx.Graph], fx.Graph]) -> Callable[[fx.G
 
     def merge(graph: fx.Graph) -> fx.Graph:
         same = _SameGraph()
-        with patch.object(compile_utils, "fx", types.SimpleNamespace(Graph=lambda: same)):
+        with patch.object(compile_utils, "fx", types.SimpleNamespace(Graph=in_this_thread(lambda: same, fx.Graph))):
             original(graph)
         for node in reversed(graph.nodes):
             if node not in same.kept:

@@ -4,7 +4,6 @@ All names: run in 2.11 and 2.13.
 """
 
 import contextlib
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,21 +13,11 @@ import torch
 from torch import fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from fxcompress.compat.merging import merging_in_place
+from fxcompress.compat.merging import in_this_thread, merging_in_place
 
 _LEAVES = frozenset((fx.Node, int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format))
 _SEQUENCES = frozenset((tuple, list, immutable_list))
 _MAPPINGS = frozenset((dict, immutable_dict))
-
-
-def _here(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` in the thread that asks for it now, `original` in all others, which know nothing of this."""
-    owner = threading.get_ident()
-
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        return (function if threading.get_ident() == owner else original)(*args, **kwargs)
-
-    return chosen
 
 
 @contextlib.contextmanager
@@ -47,13 +36,13 @@ def graphs_edited_fast() -> Iterator[None]:
         return bool(node.users) or is_impure(node, *how)
 
     def eliminate_fast(graph: fx.Graph, *how: Any, **named: Any) -> bool:
-        with patch.object(fx.Node, "is_impure", _here(is_needed, is_impure)):
+        with patch.object(fx.Node, "is_impure", in_this_thread(is_needed, is_impure)):
             return eliminate(graph, *how, **named)
 
     unsearched = types.SimpleNamespace(**{**vars(_pytree), "tree_iter": lambda tree: ()})
     with (
         patch.object(fx.graph, "pytree", unsearched),
-        patch.object(fx.Graph, "eliminate_dead_code", _here(eliminate_fast, eliminate)),
+        patch.object(fx.Graph, "eliminate_dead_code", in_this_thread(eliminate_fast, eliminate)),
     ):
         yield
 
@@ -75,8 +64,8 @@ def cutting_fast() -> Iterator[None]:
         patch.object(_pytree, "tree_iter", _leaves_like(_pytree.tree_iter)),
         patch.object(compile_utils, "tree_flatten", _flat_like(_pytree.tree_flatten)),
         patch.object(partitioners, "fx_graph_cse", merging_in_place(compile_utils.fx_graph_cse)),
-        patch.object(fx.Graph, "lint", _here(lambda graph: None, fx.Graph.lint)),
-        patch.object(fx.GraphModule, "recompile", _here(lambda gm: None, fx.GraphModule.recompile)),
+        patch.object(fx.Graph, "lint", in_this_thread(lambda graph: None, fx.Graph.lint)),
+        patch.object(fx.GraphModule, "recompile", in_this_thread(lambda gm: None, fx.GraphModule.recompile)),
         patch.object(partitioners, "_extract_fwd_bwd_modules", _extracting_once(partitioners._extract_fwd_bwd_modules)),
     ):
         yield
