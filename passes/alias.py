@@ -55,6 +55,12 @@ def nbytes_of(val: torch.Tensor) -> int:
     return numel
 
 
+def numel_of(node: fx.Node) -> int:
+    """Elements that a node's tensor addresses, an expanded dimension counted once; 0 for anything else."""
+    val = node.meta.get("val")
+    return nbytes_of(val) // val.element_size() if isinstance(val, torch.Tensor) else 0
+
+
 def storage_nbytes(val: torch.Tensor) -> int:
     return hint(val.untyped_storage().nbytes())
 

@@ -9,10 +9,9 @@ and so do their norms and what the backward rebuilds them from. Read-only. The r
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import fx
 
-from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.logarithms import is_logarithm, saved_norms
 from fxcompress.passes.ops import GEMMS, is_attention, op_name
@@ -44,7 +43,7 @@ def find_densities(
     found: dict[str, str] = {}
     for node in logarithms:
         argument = node.args[0]
-        if isinstance(argument, fx.Node) and grown.get(argument, 0) * _SPREAD > _numel(argument):
+        if isinstance(argument, fx.Node) and grown.get(argument, 0) * _SPREAD > numel_of(argument):
             found |= dict.fromkeys(_behind(node, sources), f"{_DENSITY} ({node.name})")
     return found
 
@@ -55,8 +54,8 @@ def _grown(nodes: Iterable[fx.Node], known: dict[fx.Node, int]) -> dict[fx.Node,
     for node in nodes:
         if node.op == "call_function" and not (op_name(node) in _BOUNDED or "norm" in op_name(node)):
             inputs = [] if any(map(is_attention, node.all_input_nodes)) else node.all_input_nodes
-            most = max((_numel(arg) if _grows(node) else grown.get(arg, 0) for arg in inputs), default=0)
-            grown[node] = min(most, _numel(node))
+            most = max((numel_of(arg) if _grows(node) else grown.get(arg, 0) for arg in inputs), default=0)
+            grown[node] = min(most, numel_of(node))
     return grown
 
 
@@ -74,8 +73,3 @@ def _behind(node: fx.Node, sources: set[fx.Node]) -> list[str]:
         seen.update(fresh)
         stack += fresh
     return sorted(each.name for each in seen & sources)
-
-
-def _numel(node: fx.Node) -> int:
-    val = node.meta.get("val")
-    return nbytes_of(val) // val.element_size() if isinstance(val, torch.Tensor) else 0

@@ -4,16 +4,15 @@ Inductor computes a pointwise expression wherever it is read. A gather reads eac
 a graph with ten edges per node, the backward of a layer with a ReLU in front unpacks its mask ten times. Exact.
 """
 
-import torch
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.alias import hint
+from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_codec_nodes import find_codec_nodes
 from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.traits import traits_of
 
-GATHERS = frozenset("index _unsafe_index _unsafe_masked_index index_select gather embedding".split())
+_GATHERS = frozenset("index _unsafe_index _unsafe_masked_index index_select gather embedding".split())
 _TIMES = 2
 """So many reads of each element, on average, are dearer than one more pass over memory."""
 
@@ -29,10 +28,10 @@ def store_gathered(bw: fx.GraphModule) -> tuple[str, ...]:
     for node in bw.graph.nodes:
         if _generated(node) and any(arg in decoded for arg in node.all_input_nodes):
             decoded.add(node)
-        if node.op != "call_function" or op_name(node) not in GATHERS:
+        if node.op != "call_function" or op_name(node) not in _GATHERS:
             continue
         source = _behind_views(node.args[0])
-        if source in decoded and _generated(source) and _numel(node) >= _TIMES * _numel(source):
+        if source in decoded and _generated(source) and numel_of(node) >= _TIMES * numel_of(source):
             compat.store_in_memory(source)
             decoded.remove(source)
             found.append(source.name)
@@ -49,8 +48,3 @@ def _behind_views(node: object) -> fx.Node:
     while is_view(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
-
-
-def _numel(node: fx.Node) -> int:
-    val = node.meta.get("val")
-    return hint(val.numel()) if isinstance(val, torch.Tensor) else 0

@@ -4,24 +4,14 @@
 2.13.
 """
 
-import threading
 import types
 from collections.abc import Callable
-from typing import Any
 from unittest.mock import patch
 
 from torch import fx
 from torch.fx.graph import CodeGen
 
-
-def in_this_thread(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` in the thread that asks for it now, `original` in all others, which know nothing of this."""
-    owner = threading.get_ident()
-
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        return (function if threading.get_ident() == owner else original)(*args, **kwargs)
-
-    return chosen
+from fxcompress.compat.threads import in_this_thread
 
 
 class _SameGraph:

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from fxcompress.compat.merging import in_this_thread, merging_in_place
+from fxcompress.compat.merging import merging_in_place
+from fxcompress.compat.threads import in_this_thread
 
 _LEAVES = frozenset((fx.Node, int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format))
 _SEQUENCES = frozenset((tuple, list, immutable_list))

@@ -41,32 +41,47 @@ def masked(x: Tensor, weight: Tensor) -> Tensor:
     return torch.relu(x * weight).square().mul(3.0).relu().sum()
 
 
-def rewritten(pair: Pair, **options: Any) -> Pair:
+def rewritten(pair: Pair, **options: Any) -> tuple[Pair, set[int]]:
+    """The pair, and the slabs of its masks."""
     result = pipeline.run(pair.fw, pair.bw, Options(min_bytes=0, **options), num_fwd_outputs=1)
-    return Pair(result.fw, result.bw, 1, pair.inputs, pair.tangents)
+    slabs = {int(dict(d.params)["slab"]) for d in result.plan.decisions if d.codec == "valueset"}
+    return Pair(result.fw, result.bw, 1, pair.inputs, pair.tangents), slabs
 
 
 @pytest.mark.parametrize(
-    "shape, channels_last",
+    "shape, channels_last, slab",
     [
-        ((16, 3, 5, 7), False),
-        ((16, 3, 5, 7), True),
-        ((4, 6, 8, 9), True),
-        ((64, 24), False),
-        ((7, 5), False),
-        ((2048,), False),
+        ((16, 3, 5, 7), False, 105),
+        ((16, 3, 5, 7), True, 105),
+        ((4, 6, 8, 9), True, 54),
+        ((64, 24), False, 24),
+        ((24, 24, 3), False, 72),
+        ((2048,), False, 256),
     ],
 )
-def test_masks_in_slabs_are_those_in_blocks(shape: tuple[int, ...], channels_last: bool) -> None:
+def test_masks_in_slabs_are_those_in_blocks(shape: tuple[int, ...], channels_last: bool, slab: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(shape), torch.randn(shape).requires_grad_()
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
         weight = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    blocks = run(rewritten(capture(masked, [x, weight]), inner="aot_eager"))
-    slabs = run(rewritten(capture(masked, [x, weight])))
-    for one, other in zip(blocks.gradients, slabs.gradients, strict=True):
+    (interpreted, none), (compiled, slabs) = (
+        rewritten(capture(masked, [x, weight]), inner=inner) for inner in ("aot_eager", "inductor")
+    )
+    assert none == {0} and slabs == {slab}
+    for one, other in zip(run(interpreted).gradients, run(compiled).gradients, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inner, packed", [("inductor", True), ("aot_eager", False)])
+def test_masks_are_packed_under_any_budget_that_is_compiled(inner: str, packed: bool) -> None:
+    """Kept, they take a compiled loop longer; an interpreter takes longer to pack them."""
+    torch.manual_seed(0)
+    pair = capture(masked, [torch.randn(64, 24), torch.randn(64, 24).requires_grad_()])
+    options = Options(min_bytes=0, inner=inner, budget="1GiB")
+    decisions = pipeline.run(pair.fw, pair.bw, options, num_fwd_outputs=1).plan.decisions
+    masks = [d.codec == "valueset" for d in decisions if d.tensor.dtype == "bool"]
+    assert masks and all(done == packed for done in masks)
 
 
 def test_a_view_of_a_view_is_one() -> None:

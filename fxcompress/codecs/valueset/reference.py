@@ -30,16 +30,15 @@ def encode(
         One uint8 `[*lead, blocks, 8·width]` per piece; of slabs `[*lead, slabs·width/8, slab]`.
     """
     *lead, cols = x.shape
-    codes = (x.reshape(*lead, cols // slab, slab) if slab else x).to(wide)
+    if slab:
+        x = x.reshape(*lead, cols // slab, slab)
+    codes = x.to(wide)
     if lo:
         codes = codes - lo
     if step > 1:
         codes = torch.div(codes, step, rounding_mode="floor")
-    missing = 0 if slab else -cols % BLOCK
-    if missing:
-        codes = torch.nn.functional.pad(codes, (0, missing))
     if not slab:
-        codes = codes.reshape(*lead, (cols + missing) // BLOCK, BLOCK)
+        codes = _in_blocks(codes)
     pieces = []
     at = 0
     for width in widths(bits):
@@ -47,6 +46,15 @@ def encode(
         pieces.append(bitpack.pack_slabs(piece, width) if slab else bitpack.pack(piece, width))
         at += width
     return tuple(pieces)
+
+
+def _in_blocks(codes: torch.Tensor) -> torch.Tensor:
+    """`[*lead, cols]` → `[*lead, blocks, 64]`, the last one filled up with zeros."""
+    *lead, cols = codes.shape
+    missing = -cols % BLOCK
+    if missing:
+        codes = torch.nn.functional.pad(codes, (0, missing))
+    return codes.reshape(*lead, (cols + missing) // BLOCK, BLOCK)
 
 
 def decode(
