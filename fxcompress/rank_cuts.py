@@ -4,7 +4,8 @@
 what that came to.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -13,7 +14,7 @@ from fxcompress.errors import BudgetError, PlanError
 from fxcompress.limits import budget_bytes
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts, cut_within
-from fxcompress.passes.estimate_cut import OWN, REBUILT
+from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut
 from fxcompress.pipeline import Result
 from fxcompress.plain_cut import machine_of
 from fxcompress.plan import Decision
@@ -25,6 +26,8 @@ AIMS_TRIED = 3
 """Of one cut, for the same reason."""
 NOTEWORTHY = 0.001
 """Of the step's modelled time: a cut that may save less is not worth an extraction."""
+ALIKE = 0.001
+"""Of the lowest peak: cuts that differ by no more, and by no noteworthy time, are not both finished."""
 NEAR = 0.1
 """Cuts are ranked once more only if the best of them missed the limit by no more than this share of it."""
 
@@ -159,7 +162,8 @@ class Ranking:
             self.limit_bytes = budget_bytes(self.options.budget, self.plain_peak_bytes or plain_peak_bytes)
             return max(self.limit_bytes - self.lowered_bytes, 0)
 
-        self.cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
+        cuts = cut_within(gm, info, torch_choice, self.options, limit_of, self.num_fwd_outputs, machine)
+        self.cuts = replace(cuts, ranked=distinct(cuts.ranked, NOTEWORTHY * cuts.step_s))
 
 
 def rank_cuts(
@@ -178,6 +182,23 @@ def rank_cuts(
     if asked is not None:
         ranking.choose(asked.joint, asked.info, asked.torch_choice)
     return ranking
+
+
+def distinct(ranked: Sequence[Cut], noteworthy_s: float) -> tuple[Cut, ...]:
+    """The cuts without those that the model tells from no better one: where that missed a limit, they would, too.
+
+    PyTorch's own stay. `noteworthy_s`: modelled seconds that tell two cuts apart.
+    """
+    kept: list[Cut] = []
+    for cut in ranked:
+        if cut.name in (OWN, REBUILT) or not any(_is_alike(cut, other, noteworthy_s) for other in kept):
+            kept.append(cut)
+    return tuple(kept)
+
+
+def _is_alike(cut: Cut, other: Cut, noteworthy_s: float) -> bool:
+    far = abs(cut.lowest_peak_bytes - other.lowest_peak_bytes)
+    return far <= ALIKE * other.lowest_peak_bytes and abs(cut.seconds - other.seconds) <= noteworthy_s
 
 
 def overhead_s(result: Result) -> float:

@@ -81,7 +81,7 @@ def replayed_peaks(
 
 def _peaks(fw: fx.GraphModule, bw: fx.GraphModule, count: int, machine: Machine, patches: Mapping[str, Any]) -> Peaks:
     def lowering(gm: fx.GraphModule, inputs: list[torch.Tensor], **how: Any) -> Lowered:
-        return lower(gm, inputs, patches, workspace=called_nbytes, **how)
+        return lower(gm, inputs, patches, workspace=called_nbytes, scalar=True, **how)
 
     halves = replay_pair(fw, bw, count, machine, lowering)
     return Peaks(*(max((moment.most_bytes for moment in moments), default=0) for moments in halves))

@@ -11,9 +11,9 @@ from fxcompress.errors import BudgetError
 from fxcompress.facts import Peak
 from fxcompress.options import Options
 from fxcompress.passes.cut_within import Cuts
-from fxcompress.passes.estimate_cut import OWN, Cut
+from fxcompress.passes.estimate_cut import OWN, REBUILT, Cut
 from fxcompress.plan import Fit
-from fxcompress.rank_cuts import Ranking
+from fxcompress.rank_cuts import Ranking, distinct
 from fxcompress.replayed_peak import Peaks
 
 LIMIT = 1000
@@ -155,3 +155,19 @@ def test_cuts_that_recompute_less_than_pytorchs_own_are_as_good_as_it() -> None:
     finishing = Finishing(0.0)
     assert cut_to_budget(cut_nothing, finishing, chooser_of(ranked(-3.0, -3.0, -2.0))).plan.fits[0].recompute_s == 0.0
     assert finishing.cuts == ["cut 0"]
+
+
+def test_of_cuts_that_the_model_cannot_tell_apart_one_is_finished() -> None:
+    def cut(name: str, peak_bytes: int, seconds: float) -> Cut:
+        return Cut(name, (), peak_bytes, seconds, 0.0, True)
+
+    cuts = (
+        cut("first", 10_000, 1.0),
+        cut("a byte lower", 9_999, 1.0001),
+        cut("lower", 9_000, 1.0001),
+        cut(OWN, 10_000, 1.0),
+        cut("dearer", 10_000, 1.1),
+        cut(REBUILT, 10_000, 1.1),
+        cut("as the dearer", 10_000, 1.1),
+    )
+    assert [each.name for each in distinct(cuts, 0.001)] == ["first", "lower", OWN, "dearer", REBUILT]

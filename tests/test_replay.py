@@ -11,7 +11,7 @@ from bench.trial import Job
 from fxcompress import compat
 from fxcompress.backend import actcomp
 from fxcompress.compat import FakeTensorMode
-from fxcompress.compat.lowering import lower
+from fxcompress.compat.lowering import Lowered, lower
 from fxcompress.compat.scheduler_passes import settings_undone
 from fxcompress.inductor_settings import settings
 from fxcompress.options import Options
@@ -105,3 +105,29 @@ def test_what_plain_inductor_would_do_is_told_while_ours_compiles() -> None:
         assert {name: getattr(config, name) for name in before} != before
         with config.patch(settings_undone()):
             assert {name: getattr(config, name) for name in before} == before
+
+
+def test_scalar_kernels_allocate_as_vectorized_ones() -> None:
+    """A softmax, whose loops share an outer one and a buffer of their own, sums in place, a transposition."""
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scores = ((x @ weight).relu() + x).softmax(-1)
+        return scores.t().contiguous() @ x, torch.layer_norm(scores * 2 + x.exp(), (96,)).sum(0), scores.amax(1)
+
+    def lowered(*, scalar: bool) -> Lowered:
+        with FakeTensorMode() as mode:
+            inputs = [torch.empty(96, 96), torch.empty(96, 96)]
+            gm = make_fx(function, compat.inductor_decompositions())(*inputs)
+        with mode:
+            return lower(gm, inputs, settings(Options(), on_gpu=False), is_backward=False, scalar=scalar)
+
+    full, short = lowered(scalar=False), lowered(scalar=True)
+    assert len(short.source) < len(full.source) and "Vectorized" in full.source
+    assert "Vectorized" in short.source, "kernels that share an outer loop are written in full"
+    assert _wrapper(short) == _wrapper(full)
+    assert (short.outputs, short.strides, short.result_nbytes) == (full.outputs, full.strides, full.result_nbytes)
+
+
+def _wrapper(lowered: Lowered) -> str:
+    """The code around the kernels."""
+    return lowered.source.partition("async_compile.wait")[2]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress.compat.scalar_kernels import write_scalar_kernels
+
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
@@ -44,6 +46,7 @@ def lower(
     donated: Sequence[int] = (),
     workspace: Callable[[fx.Node], int] | None = None,
     move: Callable[[fx.GraphModule], object] | None = None,
+    scalar: bool = False,
 ) -> Lowered:
     """Do to `gm` what `compile_fx` does; edits it.
 
@@ -57,6 +60,7 @@ def lower(
         workspace: bytes that the kernel of a node needs besides its results, none if not stated; its arguments have
             the strides that Inductor chose.
         move: edits the graph once its values are known, to lie on another device than the inputs.
+        scalar: on a CPU, write kernels in a form that takes less time; `source` differs within them alone.
     """
     from torch._inductor import compile_fx, config
     from torch._inductor.debug import DebugContext
@@ -85,6 +89,8 @@ def lower(
         stack.enter_context(V.set_extern_kernel_nodes([]))
         graph.run(*inputs)
         strides = tuple(_strides(out) for out in graph.graph_outputs)
+        if scalar:
+            write_scalar_kernels(graph)
         code, _ = graph.codegen()
         outputs = tuple(out.get_name() if _is_tensor(out) else "" for out in graph.graph_outputs)
         results = _result_nbytes(graph)
