@@ -50,6 +50,8 @@ class Ranking:
     """By how much the best cut missed the limit so far."""
     lowered_bytes: int = 0
     """By how much the limit was lowered for the ranking at hand."""
+    wrong_bytes: int = 0
+    """How much too low the model's peak was for a cut that keeps the limit since its aim was lowered by that."""
     last: list[int] | None = None
     """Cuts still to be finished as low as they get, whatever that costs, after all others failed."""
     known: dict[tuple[str, tuple[Decision, ...]], Peaks | None] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class Ranking:
     @property
     def aim_bytes(self) -> int:
         """The predicted peak to finish the cut taken for."""
-        return self.aims[-1] if self.aims else max(self.limit_bytes - self.lowered_bytes, 0)
+        return self.aims[-1] if self.aims else max(self.limit_bytes - self.lowered_bytes - self.wrong_bytes, 0)
 
     def missed(self, error: BudgetError | PlanError, predicted_bytes: int | None) -> None:
         """Aim lower with the same cut, or take the next one.
@@ -96,13 +98,16 @@ class Ranking:
             result: what keeps the limit.
             predicted_bytes: the model's peak of it.
         """
-        aim = self.limit_bytes - max(result.plan.peak_after.peak_bytes - predicted_bytes, 0)
+        wrong = max(result.plan.peak_after.peak_bytes - predicted_bytes, 0)
+        aim = self.limit_bytes - wrong
         if self.taken in self.failed:
             aim = min(aim, (predicted_bytes + self.failed[self.taken]) // 2)
         if self.last is not None and self.aims == [0] and predicted_bytes < aim:
             self.aims.append(aim)
-        else:
-            self.skip()
+            return
+        if self.aims and self.last is None:
+            self.wrong_bytes = wrong
+        self.skip()
 
     def skip(self) -> None:
         """Take the next cut."""

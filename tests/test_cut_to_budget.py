@@ -128,6 +128,14 @@ def test_a_plan_whose_replayed_peak_is_too_high_is_not_taken(monkeypatch: pytest
     assert finishing.targets == [LIMIT, 900 - 300] and plan.peak_after.peak_bytes == 900
 
 
+def test_what_the_model_was_wrong_by_is_known_for_the_next_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [Peaks(LIMIT + 100, 10), Peaks(LIMIT, 10), Peaks(LIMIT, 10)]
+    monkeypatch.setattr(subject, "replayed_peaks", lambda *args: peaks.pop(0))
+    finishing = Finishing(5.0, 5.5, 2.5, predicted_bytes=LIMIT)
+    assert cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0, 2.0, 3.0))).plan.fits[0].recompute_s == 2.5
+    assert finishing.targets == [LIMIT, LIMIT - 100, LIMIT - 100]
+
+
 def test_a_plan_that_only_the_model_refuses_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "replayed_peaks", lambda *args: Peaks(900, 10))
     made = [finished(1.0, 1200)]

@@ -4,7 +4,7 @@ Inductor writes a loop in scalar form, which decides what is allocated, removed 
 one to five vectorized forms, which decide nothing any more. Kernels whose outer loops are shared are the exception: how
 each is tiled decides whether they are.
 
-Names of `torch._inductor.codegen.cpp` and `.cpu_vec_isa`: run in 2.13, read in 2.11.
+Names of `torch._inductor.codegen.cpp` and `.cpu_vec_isa`: run in 2.11 and 2.13.
 """
 
 from typing import Any
