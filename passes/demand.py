@@ -15,10 +15,11 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Need
+from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_row_numbers import find_row_numbers
-from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.find_saved import SavedPair, outputs, placeholders
 from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
 from fxcompress.passes.ops import (
     GEMMS,
@@ -103,7 +104,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
     gradients = gradient_nodes(bw, sources := {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
-    factors = find_loss_factors(bw, sources, gradients)
+    factors = find_loss_factors(bw, _lossy(pairs), gradients)
     known_stats: dict[fx.Node, bool] = {}
     stats = find_row_numbers(factors, gradients) | {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
     norms = saved_norms(pairs)
@@ -120,6 +121,15 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
             need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
+
+
+def _lossy(pairs: list[SavedPair]) -> set[fx.Node]:
+    """Placeholders of saved values that an error may enter: of those that are no masks, and that no caller holds."""
+    if not pairs:
+        return set()
+    fw = pairs[0].fw.graph.owning_module
+    held = {storage_key(node) for node in (*placeholders(fw), *outputs(fw)[: pairs[0].position]) if isinstance(node, fx.Node)}
+    return {pair.bw for pair in pairs if pair.val.is_floating_point() and storage_key(pair.fw) not in held}
 
 
 def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
