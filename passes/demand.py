@@ -19,8 +19,8 @@ from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_row_numbers import find_row_numbers
-from fxcompress.passes.find_saved import SavedPair, outputs, placeholders
-from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
+from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.logarithms import is_logarithm, is_scale, is_softmax, saved_norms, unmoved
 from fxcompress.passes.ops import (
     GEMMS,
     LEAF_FINISH,
@@ -102,7 +102,7 @@ def finishing_nodes(bw: fx.GraphModule) -> set[fx.Node]:
 
 def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> dict[fx.Node, Demand]:
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
-    gradients = gradient_nodes(bw, sources := {pair.bw for pair in pairs})
+    gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
     factors = find_loss_factors(bw, _lossy(pairs), gradients)
     known_stats: dict[fx.Node, bool] = {}
@@ -115,7 +115,7 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
-            uses.product, uses.leaf_only = uses.product or pair.bw in factors, uses.leaf_only and pair.bw not in factors
+            uses.factor = pair.bw in factors
             uses.probabilities = is_softmax(unmoved(pair.fw))
             uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))
@@ -127,8 +127,10 @@ def _lossy(pairs: list[SavedPair]) -> set[fx.Node]:
     """Placeholders of saved values that an error may enter: of those that are no masks, and that no caller holds."""
     if not pairs:
         return set()
-    fw = pairs[0].fw.graph.owning_module
-    held = {storage_key(node) for node in (*placeholders(fw), *outputs(fw)[: pairs[0].position]) if isinstance(node, fx.Node)}
+    graph = pairs[0].fw.graph
+    (end,) = graph.find_nodes(op="output")
+    callers = (*graph.find_nodes(op="placeholder"), *end.args[0][: pairs[0].position])
+    held = {storage_key(node) for node in callers if isinstance(node, fx.Node)}
     return {pair.bw for pair in pairs if pair.val.is_floating_point() and storage_key(pair.fw) not in held}
 
 
@@ -168,16 +170,19 @@ class _Uses:
     logits: bool = False
     probabilities: bool = False
     product: bool = False
+    factor: bool = False
 
     def need(self, nonnegative: bool) -> Need:
         if self.logits:
             return "logits"
         if self.attention:
             return "attention"
-        if not self.product:
-            return "logits" if self.probabilities else "derivative"
-        if not self.leaf_only:
+        if self.probabilities and not self.product:
+            return "logits"
+        if self.factor or (self.product and not self.leaf_only):
             return "propagating"
+        if not self.product:
+            return "derivative"
         return "operand+mask" if self.asks_zero and nonnegative else "operand"
 
 
@@ -191,7 +196,8 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or name in _PERIODIC or is_logarithm(user, norms)
+            exponent = is_logarithm(user, norms) or is_scale(user, gradients)
+            uses.logits = uses.logits or name in _PERIODIC or exponent
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)

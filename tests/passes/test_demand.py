@@ -110,8 +110,12 @@ def taken_apart(scores: torch.Tensor) -> torch.Tensor:
 
 
 TABLE: dict[str, tuple[Callable[..., torch.Tensor], str, Need]] = {
-    "gelu": (lambda x, w, v: F.gelu(x @ w), "mm", "derivative"),
-    "tanh alone": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "derivative"),
+    "gelu beside a residual": (lambda x, w, v: x + F.gelu(x @ w), "mm", "derivative"),
+    "tanh beside a residual": (lambda x, w, v: x + (x @ w).tanh() * 2, "tanh", "derivative"),
+    "gelu at the end": (lambda x, w, v: F.gelu(x @ w), "mm", "propagating"),
+    "tanh near the end": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "propagating"),
+    "exponent": (lambda x, w, v: (x @ w) + v * (2 * (x @ v).tanh()).exp(), "tanh", "logits"),
+    "softplus taken apart": (lambda x, w, v: x + F.sigmoid(x @ v) + (x @ w + 1).exp().log1p(), "mm", "derivative"),
     "rebuilt operand": (lambda x, w, v: F.gelu(x @ w) @ v, "mm", "propagating"),
     "operand and derivative": (lambda x, w, v: torch.tanh(x @ w) @ v, "tanh", "propagating"),
     "operand": (lambda x, w, v: (x @ w) @ v, "mm", "operand"),
