@@ -1,7 +1,6 @@
 """Recognize softmaxes and log-sum-exps in a backward, whole or taken apart: exponentials of an argument less a norm.
 
-A norm is the logarithm of a row's sum of exponentials, or the row's maximum. Also exponentials that gradients are
-multiplied with as they are. Read-only.
+A norm is the logarithm of a row's sum of exponentials, or the row's maximum. Read-only.
 """
 
 import operator
@@ -11,9 +10,6 @@ from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.ops import MOVES, op_name
-
-_EXPONENTIALS = frozenset(["exp", "exp2"])
-_CARRIES = MOVES | frozenset(["mul", "neg"])
 
 
 def saved_norms(pairs: Iterable[SavedPair]) -> set[fx.Node]:
@@ -26,27 +22,6 @@ def is_logarithm(node: fx.Node, norms: Set[fx.Node]) -> bool:
     log-sum-exp, saved (`norms`) or rebuilt. An error of the argument is one of the exponential by a factor."""
     taken = [unmoved(arg) for arg in node.all_input_nodes] if op_name(node) == "sub" else []
     return any(arg in norms or _is_maximum(arg) for arg in taken)
-
-
-def is_scale(node: fx.Node, gradients: Set[fx.Node]) -> bool:
-    """Whether `node` is an exponential that gradients are multiplied with, moved, turned or scaled at most.
-
-    An error of the argument is one of the exponential by a factor, however large the argument's range. Not one that is
-    chosen for some elements or added to one, as an ELU's and a softplus's are: it is 1 at most, or divided.
-    """
-    if op_name(node) not in _EXPONENTIALS:
-        return False
-    values, scales = [node], False
-    for value in values:
-        for user in value.users:
-            name = op_name(user)
-            if name == "add" and user not in gradients and len(user.all_input_nodes) == 1:
-                return False
-            if name in ("mul", "div") and user in gradients:
-                scales = scales or not all(op_name(reader) == "where" for reader in user.users)
-            elif name in _CARRIES and user not in gradients and user not in values:
-                values.append(user)
-    return scales
 
 
 def is_softmax(node: fx.Node) -> bool:
