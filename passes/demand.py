@@ -104,9 +104,10 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
-    factors = find_loss_factors(bw, _lossy(pairs), gradients)
     known_stats: dict[fx.Node, bool] = {}
-    stats = find_row_numbers(factors, gradients) | {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    factors = find_loss_factors(bw, _lossy(pairs) - stats, gradients)
+    stats |= find_row_numbers(factors, gradients)
     norms = saved_norms(pairs)
     results = {}
     for pair in pairs:
