@@ -10,8 +10,8 @@ Need = Literal[
     "operand",  # operand of a matrix product or convolution; its error reaches only a leaf gradient
     "operand+mask",  # the same, non-negative, and its zero pattern is asked for too
     "derivative",  # argument of pointwise derivatives and normalizations; no product's operand is rebuilt from it
-    "propagating",  # a product's operand or a loss's gradient is (re)built from it, and its error enters others too
-    "logits",  # argument of a softmax or a sine, rows divided by their lengths, probabilities that no product reads
+    "propagating",  # a product's operand or a factor of the whole gradient is rebuilt from it: its error enters others
+    "logits",  # argument of a softmax, sine or scale, rows divided by their length, probabilities no product reads
     "attention",  # q, k, v, out of a fused attention kernel
     "statistic",  # mean, rstd, log-sum-exp, log-softmax, a loss's weights of rows: kept
     "weight",  # derived from parameters alone: rebuilt, never stored

@@ -35,9 +35,9 @@ _LOSSY: dict[Need, str] = {
     "derivative": "only pointwise derivatives and normalizations read it",
     "operand": "operand of a product: error reaches only a leaf gradient",
     "operand+mask": "operand of a product and zero pattern: zeros exact",
-    "propagating": "operands of products, or a loss's own gradient, are rebuilt from it",
+    "propagating": "operands of products, or factors of the whole gradient, are rebuilt from it",
     "attention": "attention operand: 8 bit or more",
-    "logits": "argument or result of a softmax, argument of a sine, or divided by its length: 8 bit or more",
+    "logits": "argument or result of a softmax, argument of a sine or scale, or divided by its length: 8 bit or more",
 }
 """Need classes that a lossy codec may serve, from the most to the least tolerant, with the reason for their width."""
 

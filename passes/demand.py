@@ -6,7 +6,6 @@ stored value would spread: not at all (`predicate`, `integer`), into leaf gradie
 gradients of other activations (`propagating`). Read-only.
 """
 
-import math
 import operator
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ import torch
 from torch import fx
 
 from fxcompress.facts import Need
+from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_row_numbers import find_row_numbers
 from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.find_scales import is_scale
+from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
 from fxcompress.passes.ops import (
     GEMMS,
@@ -26,7 +28,6 @@ from fxcompress.passes.ops import (
     MOVES,
     PREDICATES,
     PRODUCTS,
-    REDUCTIONS,
     full_name,
     is_attention,
     is_view,
@@ -101,11 +102,12 @@ def finishing_nodes(bw: fx.GraphModule) -> set[fx.Node]:
 
 def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> dict[fx.Node, Demand]:
     """Classify each saved tensor, keyed by its backward placeholder. `values` are the forward graph's facts."""
-    gradients = gradient_nodes(bw, sources := {pair.bw for pair in pairs})
+    gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
     finishing = finishing_nodes(bw)
-    factors = find_loss_factors(bw, sources, gradients)
     known_stats: dict[fx.Node, bool] = {}
-    stats = find_row_numbers(factors, gradients) | {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
+    factors = find_loss_factors(bw, _lossy(pairs) - stats, gradients)
+    stats |= find_row_numbers(factors, gradients)
     norms = saved_norms(pairs)
     results = {}
     for pair in pairs:
@@ -114,12 +116,23 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
             uses = _uses_of(pair.bw, gradients, finishing, norms)
-            uses.product, uses.leaf_only = uses.product or pair.bw in factors, uses.leaf_only and pair.bw not in factors
+            uses.factor = pair.bw in factors
             uses.probabilities = is_softmax(unmoved(pair.fw))
             uses.logits = uses.logits or has_length_taken(pair.fw)
             need = uses.need(bool(known and known.nonnegative))
         results[pair.bw] = Demand(need, consumers)
     return results
+
+
+def _lossy(pairs: list[SavedPair]) -> set[fx.Node]:
+    """Placeholders of saved values that an error may enter: of those that are no masks, and that no caller holds."""
+    if not pairs:
+        return set()
+    graph = pairs[0].fw.graph
+    (end,) = graph.find_nodes(op="output")
+    callers = (*graph.find_nodes(op="placeholder"), *end.args[0][: pairs[0].position])
+    held = {storage_key(node) for node in callers if isinstance(node, fx.Node)}
+    return {pair.bw for pair in pairs if pair.val.is_floating_point() and storage_key(pair.fw) not in held}
 
 
 def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -158,16 +171,19 @@ class _Uses:
     logits: bool = False
     probabilities: bool = False
     product: bool = False
+    factor: bool = False
 
     def need(self, nonnegative: bool) -> Need:
         if self.logits:
             return "logits"
         if self.attention:
             return "attention"
-        if not self.product:
-            return "logits" if self.probabilities else "derivative"
-        if not self.leaf_only:
+        if self.probabilities and not self.product:
+            return "logits"
+        if self.factor or (self.product and not self.leaf_only):
             return "propagating"
+        if not self.product:
+            return "derivative"
         return "operand+mask" if self.asks_zero and nonnegative else "operand"
 
 
@@ -181,7 +197,8 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            uses.logits = uses.logits or name in _PERIODIC or is_logarithm(user, norms)
+            exponent = is_logarithm(user, norms) or is_scale(user, gradients)
+            uses.logits = uses.logits or name in _PERIODIC or exponent
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero
             uses.leaf_only = uses.leaf_only and (zero or name in MOVES or is_view(user) or name in PREDICATES)
@@ -204,61 +221,3 @@ def _is_leaf_product(node: fx.Node, user: fx.Node, finishing: set[fx.Node]) -> b
     if op_name(user) in _TUPLE_DEPENDS:
         return all(item in finishing for item in _affected(node, user))
     return op_name(user) in PRODUCTS and user in finishing
-
-
-def is_statistic(node: fx.Node, known: dict[fx.Node, bool] | None = None) -> bool:
-    """Mean, rstd, maximum, log-sum-exp, log-probabilities, random state: small or precise values that are kept.
-
-    True for auxiliary results of normalizations and attention kernels, and for what only pointwise operators make of
-    reductions to an eighth of their input or less. `known` remembers answers, for who asks about many nodes.
-    """
-    known = {} if known is None else known
-    pending = [node]
-    while pending:
-        current = pending[-1]
-        answer = known[current] if current in known else _answer(current, known)
-        if isinstance(answer, bool):
-            known[current] = answer
-            pending.pop()
-        else:
-            pending.append(answer)
-    return known[node]
-
-
-def _answer(node: fx.Node, known: dict[fx.Node, bool]) -> bool | fx.Node:
-    """Whether it is one; or an argument of which that is to be known first."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        source = node.args[0]
-        if is_attention(source):
-            return bool(node.args[1] != 0)
-        if "norm" in op_name(source):
-            return bool(node.args[1] != 0)
-        return op_name(source) in ("var_mean", "std_mean") and shrinks(source, node)
-    if op_name(node) in ("_log_softmax", "log_softmax"):
-        return True
-    if op_name(node) in REDUCTIONS:
-        return node.op == "call_function" and bool(node.all_input_nodes) and shrinks(node, node)
-    if node.op != "call_function" or op_name(node) in GEMMS:
-        return False
-    numel = _numel(node)
-    inputs = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
-    same = [arg for arg in inputs if _numel(arg) == numel]
-    open_ones = (arg for arg in same if not known.get(arg, False))
-    first = next(open_ones, None)
-    return bool(same) if first is None else first if first not in known else False
-
-
-def shrinks(reduction: fx.Node, result: fx.Node) -> bool:
-    """Whether each element of `result` is made of eight elements of the reduction's input or more."""
-    return _numel(result) * 8 <= max((_numel(arg) for arg in reduction.all_input_nodes), default=0)
-
-
-def _numel(node: fx.Node) -> int:
-    val = node.meta.get("val")
-    if not isinstance(val, torch.Tensor):
-        return 0
-    return numel if isinstance(numel := val.numel(), int) else math.prod(map(_hint, val.shape))
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Container
 from torch import fx
 
 from fxcompress.compat import HigherOrderOperator, OpOverload
-from fxcompress.passes.demand import shrinks
+from fxcompress.passes.find_statistics import shrinks
 from fxcompress.passes.ops import MOVES, REDUCTIONS, is_predicate, op_name
 
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")

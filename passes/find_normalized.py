@@ -17,9 +17,9 @@ import torch
 from torch import fx
 
 from fxcompress.codecs.order import Size, memory_order
-from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.ops import op_name
 
 Sizes = tuple[int, ...]

@@ -15,9 +15,9 @@ from fxcompress.codecs.base import Codec
 from fxcompress.options import Options
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.codec_memory import working_sizes
-from fxcompress.passes.demand import is_statistic
 from fxcompress.passes.find_cuts import tensor_of
 from fxcompress.passes.find_rules import rule_for
+from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.fit_budget import code_cost_s
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.ops import GEMMS, is_attention, op_name

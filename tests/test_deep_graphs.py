@@ -9,7 +9,7 @@ from torch import Tensor
 from fxcompress import pipeline
 from fxcompress.codecs import lowering, planes
 from fxcompress.options import Options
-from fxcompress.passes.demand import is_statistic
+from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.testing_graphs import Pair, capture
 
 LENGTH = 3000

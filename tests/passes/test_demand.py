@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from torch import fx
 
 from fxcompress.facts import Need
-from fxcompress.passes.demand import find_demands, is_statistic
+from fxcompress.passes.demand import find_demands
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs
+from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.ops import LEAF_FINISH, op_name
 from fxcompress.passes.save_predicates import expose_predicates
 from fxcompress.passes.values import find_values
@@ -110,8 +111,13 @@ def taken_apart(scores: torch.Tensor) -> torch.Tensor:
 
 
 TABLE: dict[str, tuple[Callable[..., torch.Tensor], str, Need]] = {
-    "gelu": (lambda x, w, v: F.gelu(x @ w), "mm", "derivative"),
-    "tanh alone": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "derivative"),
+    "gelu beside a residual": (lambda x, w, v: x + F.gelu(x @ w), "mm", "derivative"),
+    "tanh beside a residual": (lambda x, w, v: x + (x @ w).tanh() * 2, "tanh", "derivative"),
+    "gelu at the end": (lambda x, w, v: F.gelu(x @ w), "mm", "propagating"),
+    "tanh near the end": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "propagating"),
+    "exponent": (lambda x, w, v: (x @ w) + v * (2 * (x @ v).tanh()).exp(), "tanh", "logits"),
+    "exponent of a decay": (lambda x, w, v: x @ w + v * (-F.softplus((x @ v).tanh())).exp(), "tanh", "derivative"),
+    "softplus taken apart": (lambda x, w, v: x + (2 * (x @ v).tanh()).exp().log1p(), "tanh", "derivative"),
     "rebuilt operand": (lambda x, w, v: F.gelu(x @ w) @ v, "mm", "propagating"),
     "operand and derivative": (lambda x, w, v: torch.tanh(x @ w) @ v, "tanh", "propagating"),
     "operand": (lambda x, w, v: (x @ w) @ v, "mm", "operand"),
