@@ -5,7 +5,8 @@ derivatives: a prediction minus its target, the slope of a last activation. All 
 result, so that an error of a factor is one of the whole gradient; that of another derivative reaches the layers before
 it alone. The same holds where the loss stands outside of the graph, and the graph is given the gradient of a tensor, if
 all of that passes such factors before a product or another graph reads it: the slope of a last tanh, the gates of a
-recurrent cell. Where some passes around them, as along a residual stream, they share in it like the layers before.
+recurrent cell. Where some passes around them, as along a residual stream, they share in it like the layers before, and
+so do slopes of a last GELU or SiLU, which are 1 where most of a gradient passes.
 Read-only.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Set
 import torch
 from torch import fx
 
+from fxcompress.passes.find_ramps import find_ramps
 from fxcompress.passes.ops import is_pointwise, is_predicate, op_name
 
 _PLACES = frozenset("select_backward slice_backward select_scatter slice_scatter".split())
@@ -30,25 +32,33 @@ def find_loss_factors(bw: fx.GraphModule, sources: Set[fx.Node], gradients: Set[
         sources: those of its placeholders that an error may enter.
         gradients: its nodes that depend on a tangent.
     """
-    behind = _behind(bw.graph.nodes, sources, gradients)
     tangents = {node for node in gradients if node.op == "placeholder"}
-    scaled = _scaled(bw, behind, gradients)
-    first = {node for node in tangents if node in scaled or _is_scalar(node)}
-    found: set[fx.Node] = set()
+    behind = _behind(bw.graph.nodes, sources, gradients)
+    found = _reached(bw, set(filter(_is_scalar, tangents)), behind, gradients)
+    steep = _behind(bw.graph.nodes, sources, gradients, find_ramps(bw, gradients))
+    return found | _reached(bw, tangents & _scaled(bw, steep, gradients), steep, gradients)
+
+
+def _reached(bw: fx.GraphModule, tangents: Set[fx.Node], behind: Sources, gradients: Set[fx.Node]) -> set[fx.Node]:
+    """What the factors are made of that these tangents pass before anything mixes their elements."""
+    first, found = set(tangents), set[fx.Node]()
     for node in bw.graph.nodes if first else ():
         inputs = node.all_input_nodes
-        carries = node in gradients and node not in tangents and _carries(node)
+        carries = node in gradients and node.op != "placeholder" and _carries(node)
         if carries and first.issuperset(arg for arg in inputs if arg in gradients):
             first.add(node)
             found |= frozenset() if _is_summed(node) else _read(node, behind)
     return found
 
 
-def _behind(nodes: Iterable[fx.Node], sources: Set[fx.Node], gradients: Set[fx.Node]) -> Sources:
-    """What each value that is no gradient is made of; answers to comparisons of nothing, since they are kept exact."""
-    behind = {node: frozenset([node]) for node in sources}
+def _behind(
+    nodes: Iterable[fx.Node], sources: Set[fx.Node], gradients: Set[fx.Node], ramps: Set[fx.Node] = frozenset()
+) -> Sources:
+    """What each value that is no gradient is made of; answers to comparisons of nothing, since they are kept exact,
+    and `ramps` of nothing that counts."""
+    behind = {node: frozenset([node]) for node in sources if node not in ramps}
     for node in nodes:
-        if node.op == "call_function" and node not in gradients and not is_predicate(node):
+        if node.op == "call_function" and node not in gradients and node not in ramps and not is_predicate(node):
             behind[node] = _read(node, behind)
     return behind
 

@@ -111,9 +111,8 @@ def taken_apart(scores: torch.Tensor) -> torch.Tensor:
 
 
 TABLE: dict[str, tuple[Callable[..., torch.Tensor], str, Need]] = {
-    "gelu beside a residual": (lambda x, w, v: x + F.gelu(x @ w), "mm", "derivative"),
+    "gelu at the end": (lambda x, w, v: F.gelu(x @ w), "mm", "derivative"),
     "tanh beside a residual": (lambda x, w, v: x + (x @ w).tanh() * 2, "tanh", "derivative"),
-    "gelu at the end": (lambda x, w, v: F.gelu(x @ w), "mm", "propagating"),
     "tanh near the end": (lambda x, w, v: (x @ w).tanh() * 2, "tanh", "propagating"),
     "exponent": (lambda x, w, v: (x @ w) + v * (2 * (x @ v).tanh()).exp(), "tanh", "logits"),
     "exponent of a decay": (lambda x, w, v: x @ w + v * (-F.softplus((x @ v).tanh())).exp(), "tanh", "derivative"),

@@ -71,6 +71,7 @@ PARTS: dict[str, tuple[Callable[..., object], set[str]]] = {
     "a residual": (lambda x, w: x + (x.sin() @ w).tanh() * 2, set()),
     "a product after it": (lambda x, w: (x.sin() @ w).tanh() @ w, set()),
     "a normalization after it": (lambda x, w: F.layer_norm((x.sin() @ w).tanh(), (16,)), set()),
+    "a slope of 1 on one side": (lambda x, w: F.silu(x.sin() @ w) * 2, set()),
     "a mask": (lambda x, w: F.layer_norm(x.sin() @ w, (16,)).relu() * 2, set()),
 }
 
