@@ -1,7 +1,8 @@
 """Whether a stated `bits` decides anything. Read-only.
 
 `bits` is the width of arguments of pointwise derivatives and normalizations alone. A transformer has next to none: what
-it saves are operands of products and of attention, or they are rebuilt from it, and `operand_bits` is their width.
+it saves are operands of products and of attention, or they are rebuilt from it, and `operand_bits` is their width, as
+that of factors that all of a gradient passes (`find_loss_factors`).
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ def find_idle_width(decisions: Sequence[Decision], options: Options) -> str:
         return ""
     return (
         f"bits={options.bits} is the width of {len(served)} of {len(sizes)} encoded tensors ({share:.0%} of their "
-        "bytes): the others are operands of products or of attention, or rebuilt into some, and their width is "
+        "bytes): the others are operands of products or of attention, factors of the whole gradient, or rebuilt into "
+        "some, and their width is "
         f"operand_bits={options.operand_bits}; state that too"
     )
 

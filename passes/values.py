@@ -114,7 +114,8 @@ def _constant(value: int) -> Callable[[fx.Node, Known], ValueSet]:
 
 
 def _signs(node: fx.Node, known: Known) -> ValueSet:
-    return of_range(-1, 1)
+    val = node.meta.get("val")
+    return UNKNOWN if isinstance(val, torch.Tensor) and val.is_complex() else of_range(-1, 1)
 
 
 def _nonnegative(node: fx.Node, known: Known) -> ValueSet:
@@ -258,6 +259,7 @@ _RULES: dict[str, Callable[[fx.Node, Known], ValueSet]] = {
     "clamp": _clamp,
     "clamp_min": _clamp,
     "hardtanh": _clamp,
+    "sgn": _signs,
     "sign": _signs,
     "neg": _neg,
     "mul": _mul,

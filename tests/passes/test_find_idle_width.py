@@ -18,7 +18,7 @@ def products(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 
 
 def derivatives(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-    return torch.sigmoid(torch.tanh(x * 2).exp().sin() + w[0] + v[0])
+    return x + torch.sigmoid(torch.tanh(x * 2).exp().sin() + w[0] + v[0])
 
 
 def warned(function, **options: object) -> list[str]:

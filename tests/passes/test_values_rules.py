@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.passes.values import _RULES, ValueSet, find_values
@@ -263,8 +264,12 @@ def test_pooling_offsets() -> None:
 def test_signs_of_everything() -> None:
     x = torch.tensor([float("nan"), -0.0, 0.0, float("inf"), -float("inf"), 3.0, -1e-40] * 9)
     for dtype in FLOATS:
-        result = torch.sign(x.to(dtype))
-        assert_member(ValueSet(-1, 1, 3), result, "sign")
+        for function in (torch.sign, torch.sgn):
+            assert_member(ValueSet(-1, 1, 3), function(x.to(dtype)), "sign")
+    found = make_fx(lambda x, z: (x.sgn(), z.sgn()))(torch.randn(3), torch.randn(3, dtype=torch.complex64))
+    real, turned = found.graph.find_nodes(op="call_function", target=aten.sgn.default)
+    facts = find_values(found)
+    assert facts[real] == ValueSet(-1, 1, 3) and turned not in facts, "of complex numbers, they lie on a circle"
 
 
 @pytest.mark.parametrize("fill", [0, 1, -3, 2.0, -0.0, 0.5, float("nan"), float("-inf"), True, 300], ids=str)
