@@ -1,4 +1,4 @@
-"""Find arguments of activations that are linear on one side: GELU, SiLU, Mish, softplus.
+"""Find arguments of activations that are linear on one side: GELU, SiLU, Mish; others by name.
 
 Their slope is about 1 where most of a gradient passes, and an error of the argument is a small one of it; a slope of a
 sigmoid or a tanh is small on both sides, and of a saturated one an error is all there is. Read-only.
@@ -19,7 +19,8 @@ _STEPS = 8
 def find_ramps(bw: fx.GraphModule, gradients: Set[fx.Node]) -> set[fx.Node]:
     """Values of the backward, none of `gradients`, that are multiplied with a bent function of themselves.
 
-    That is what such a slope is made of, taken apart; where it is one operator, its argument.
+    That is what such a slope is made of, taken apart; where it is one operator, its argument. The slopes of ELU and
+    softplus, taken apart, are no such products, and are not found.
     """
     found: set[fx.Node] = set()
     for node in bw.graph.nodes:
