@@ -172,7 +172,7 @@ class Gated(torch.autograd.Function):
         return torch.where(y > 0, grads[0] @ v.t(), 0.0), y.t() @ grads[0]
 
 
-@pytest.mark.parametrize("function, need", [(torch.relu, "operand+mask"), (torch.sin, "operand")], ids=str)
+@pytest.mark.parametrize("function, need", [(torch.relu, "operand+mask"), (torch.sin, "operand")], ids=["relu", "sin"])
 def test_a_zero_pattern_is_one_only_of_what_is_never_negative(function, need: Need) -> None:
     """A zero-preserving codec is for non-negative values; of others the predicate is saved."""
     pair = capture(lambda x, w, v: Gated.apply(function(x @ w), v), matrices(), "default")  # type: ignore[no-untyped-call]
