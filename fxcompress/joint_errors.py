@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from fxcompress.adjoint import Squares, Stored
-from fxcompress.passes.choose import Encoding, encoded_nbytes
+from fxcompress.passes.choose import Encoding
+from fxcompress.passes.fill_rows import encoded_nbytes
 from fxcompress.perturbation import Repeater
 from fxcompress.solve.error_limit import Way, cheapest
 

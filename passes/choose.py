@@ -12,13 +12,14 @@ import torch
 from torch import fx
 
 from fxcompress import codecs
-from fxcompress.codecs.base import Codec, payload_nbytes
+from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder, memory_order
 from fxcompress.codecs.valueset import Valueset
 from fxcompress.errors import OptionError, PlanError
 from fxcompress.facts import Need, SavedTensor
 from fxcompress.options import Options
-from fxcompress.passes.alias import Storage, hint
+from fxcompress.passes.alias import Storage
+from fxcompress.passes.fill_rows import encoded_nbytes, fill_rows, order_of_row
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_rules import Ruled, find_rules
 from fxcompress.passes.pick_codec import pick_codec
@@ -174,7 +175,7 @@ def _encode_under(
     why_not = codec.refuse(val.dtype)
     if why_not or order is None:
         return None, why_not or "not dense in memory"
-    order = end_at_rows(source, order, codec)
+    order = fill_rows(codec, end_at_rows(source, order, codec), source)
     if options.inner == "inductor":
         codec = pick_slab(codec, order, val)
     if encoded_nbytes(codec, order, val.dtype) >= storage.nbytes:
@@ -189,7 +190,7 @@ def _follow(storage: Storage, decision: Decision, channels_last: Set[str]) -> tu
         return None, decision.reason
     source = _source(storage)
     order = _order_of(source.meta["val"], channels_last)
-    order = order and order.ended_at(decision.row)
+    order = order and order_of_row(order, decision.row)
     if order is None:
         rows = f"in rows of {decision.row} elements" if decision.row else "in memory"
         raise PlanError(f"plan: {decision.tensor.name!r} is to be encoded, but is not dense {rows}")
@@ -242,14 +243,6 @@ def _order_of(val: torch.Tensor, channels_last: Set[str]) -> MemoryOrder | None:
 def _source(storage: Storage) -> fx.Node:
     """What to encode: the whole storage, unless its saved view cannot be replayed from it."""
     return storage.root if all(chain is not None for chain in storage.views) else storage.members[0].fw
-
-
-def encoded_nbytes(codec: Codec, order: MemoryOrder, dtype: torch.dtype) -> int:
-    """Exact payload bytes; symbolic sizes enter by their hint."""
-    rows = 1
-    for size in order.lead:
-        rows *= hint(size)
-    return payload_nbytes(codec, rows, order.cols, dtype)
 
 
 def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) -> list[Decision]:

@@ -12,8 +12,9 @@ from torch import fx
 
 from fxcompress import codecs, costs
 from fxcompress.passes.alias import Storage
-from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes
+from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.codec_memory import working_sizes
+from fxcompress.passes.fill_rows import encoded_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine

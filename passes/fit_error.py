@@ -16,7 +16,8 @@ from fxcompress.errors import AccuracyError, BudgetError, PlanError
 from fxcompress.facts import SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage
-from fxcompress.passes.choose import Choice, Encoding, encoded_nbytes, strictest
+from fxcompress.passes.choose import Choice, Encoding, strictest
+from fxcompress.passes.fill_rows import encoded_nbytes
 from fxcompress.passes.find_rules import find_rules
 from fxcompress.passes.fit_budget import groups_of, option_of
 from fxcompress.passes.lifetimes import find_lifetimes

@@ -16,7 +16,7 @@ from fxcompress.passes.fuse import Fusion
 from fxcompress.passes.liveness import is_fused_away
 from fxcompress.passes.phases import phase_of
 from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, set_outputs
-from fxcompress.passes.write_codec import Templates, write_decode, write_encode
+from fxcompress.passes.write_codec import Templates, sizes_to_save, write_decode, write_encode
 from fxcompress.passes.write_fused import redirect, write_fused
 
 DECODES = "decodes"
@@ -100,12 +100,17 @@ def _insert_fusions(
 def _insert_encode(
     fw: fx.GraphModule, encoding: Encoding, index: int, seed: int, templates: Templates, decompositions: object
 ) -> list[fx.Node]:
-    anchor = encoding.source
-    while anchor.next.op == "placeholder":
-        anchor = anchor.next
-    with fw.graph.inserting_before(anchor.next):
+    with fw.graph.inserting_before(_place_behind(encoding.source)):
         names = _payload_names(encoding, index)
         return write_encode(fw.graph, encoding, names, tensor_salt(seed, index), templates, decompositions)
+
+
+def _place_behind(source: fx.Node) -> fx.Node:
+    """The first node behind `source` that others may be put in front of."""
+    place = source.next
+    while place.op == "placeholder":
+        place = place.next
+    return place
 
 
 def _payload_names(encoding: Encoding, index: int) -> list[str]:
@@ -125,10 +130,11 @@ def _insert_decode(
 ) -> None:
     pairs = encoding.storage.members
     arrived = [add_placeholder(bw, part, part.name, pairs[0].bw) for part in parts]
+    sizes = [add_saved_size(fw, bw, size) for size in _take_sizes(fw, encoding)]
     first = min(user for pair in pairs for user in pair.bw.users)
     env: dict[fx.Node, fx.Node] = {}
     with bw.graph.inserting_before(first):
-        decoded = write_decode(bw.graph, encoding, arrived, templates, decompositions, fuses=fuses)
+        decoded = write_decode(bw.graph, encoding, arrived, sizes, templates, decompositions, fuses=fuses)
         env[encoding.source] = decoded
         decoded.meta["actcomp"] = (DECODES, pairs[0].bw.name)
         for pair, chain in zip(pairs, encoding.storage.views, strict=True):
@@ -138,6 +144,18 @@ def _insert_decode(
             pair.bw.replace_all_uses_with(env[pair.fw])
     for pair in pairs:
         bw.graph.erase_node(pair.bw)
+
+
+def _take_sizes(fw: fx.GraphModule, encoding: Encoding) -> list[fx.Node]:
+    """Symbolic sizes of what is encoded that the decode takes as arguments."""
+    source = encoding.source
+    taken = []
+    with fw.graph.inserting_before(_place_behind(source)):
+        for dim in sizes_to_save(encoding):
+            size = fw.graph.call_function(torch.ops.aten.sym_size.int, (source, dim))
+            size.meta["val"] = source.meta["val"].shape[dim]
+            taken.append(size)
+    return taken
 
 
 def _sizes_of(chain: Sequence[fx.Node]) -> list[fx.Node]:

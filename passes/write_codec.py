@@ -4,8 +4,10 @@
 around it. `OPERATOR` is one call each way (`codecs.operators`), which costs the inner compiler next to nothing.
 """
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,6 +65,7 @@ def write_decode(
     graph: fx.Graph,
     encoding: Encoding,
     parts: Sequence[fx.Node],
+    sizes: Sequence[fx.Node],
     templates: Templates,
     decompositions: object,
     *,
@@ -74,14 +77,22 @@ def write_decode(
         graph: the backward.
         encoding: what was encoded, and how.
         parts: the payload.
+        sizes: the symbolic sizes that `sizes_to_save` asks for.
         templates, decompositions: as for `write_encode`.
         fuses: whether the inner compiler can compute the decode in all kernels that read it. Then it is copied,
             whatever the lowering, so that it never stands in memory.
     """
     trace = _write_decode_call if encoding.lowering == OPERATOR and not fuses else _trace_decode
     template, fresh = _take(encoding, trace, templates, decompositions)
-    (decoded,) = inline(graph, template, parts, [None], fresh=fresh)
+    (decoded,) = inline(graph, template, [*parts, *sizes], [None], fresh=fresh)
     return decoded
+
+
+def sizes_to_save(encoding: Encoding) -> list[int]:
+    """The dimensions of what is encoded whose symbolic sizes a decode takes as arguments."""
+    order = encoding.order
+    sizes = zip(order.dims, order.filled, strict=True) if order.filled is not None else ()
+    return [dim for dim, size in sizes if not isinstance(size, int)]
 
 
 def _take(
@@ -113,6 +124,8 @@ def _write_encode_call(encoding: Encoding) -> fx.GraphModule:
 def _write_decode_call(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     """The operator that decodes as a template."""
     graph, order, val = fx.Graph(), encoding.order, encoding.source.meta["val"]
+    if order.filled is not None:
+        return _trace_decode(encoding, decompositions, called=True)
     parts = [_placeholder(graph, f"part{i}", part) for i, part in enumerate(_empty_payload(encoding))]
     arguments = (parts, list(order.tail), describe(encoding.codec), val.dtype)
     rows = _call(graph, torch.ops.fxcompress.decode.default, arguments)
@@ -132,8 +145,19 @@ def _lying(graph: fx.Graph, source: fx.Node, order: MemoryOrder) -> fx.Node:
     permuted = val.permute(order.dims)
     if permuted.is_contiguous():
         return source
-    strides = torch.empty(permuted.shape, device="meta").permute(_inverse(order)).stride()
-    return _call(graph, compat.force_stride_order(), (source, list(strides)))
+    return _call(graph, compat.force_stride_order(), (source, _dense_strides(graph, source, order.dims)))
+
+
+def _dense_strides(graph: fx.Graph, source: fx.Node, dims: Sequence[int]) -> list[int | fx.Node]:
+    """The strides of `source` if its dimensions, from the slowest to the fastest, were `dims`; symbols as nodes."""
+    strides: dict[int, int | fx.Node] = {dims[-1]: 1}
+    for inner, outer in itertools.pairwise(reversed(dims)):
+        size, stride = source.meta["val"].shape[inner], strides[inner]
+        if not isinstance(size, int):
+            size = _call(graph, torch.ops.aten.sym_size.int, (source, inner))
+        static = isinstance(size, int) and isinstance(stride, int)
+        strides[outer] = size * stride if static else _call(graph, operator.mul, (size, stride))
+    return [strides[dim] for dim in range(len(dims))]
 
 
 def _inverse(order: MemoryOrder) -> list[int]:
@@ -171,11 +195,14 @@ def _is_static(val: torch.Tensor) -> bool:
 
 def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
-    if encoding.lowering == OPERATOR:
+    called = encoding.lowering == OPERATOR
+    if called and order.filled is None:
         return _write_encode_call(encoding)
     kernels = lowering.find(codec, order.cols, val.dtype) if encoding.lowering == TRITON else None
 
     def encode(x: torch.Tensor, salt: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if called:
+            return tuple(torch.ops.fxcompress.encode(to_rows(x, order), 1, describe(codec), 0))
         if kernels is not None:
             # Its salt is a number, which every copy of the graph gets for itself.
             return kernels.encode(to_rows(x, order), 0)
@@ -195,18 +222,26 @@ def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
     return packed
 
 
-def _trace_decode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
+def _trace_decode(encoding: Encoding, decompositions: object, *, called: bool = False) -> fx.GraphModule:
+    """The decode as a template: the codec's own ATen, or if `called` one call of the operator."""
     codec, order, val = encoding.codec, encoding.order, encoding.source.meta["val"]
+    payload = _empty_payload(encoding)
 
-    def decode(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows = codec.decode(parts, order.cols, val.dtype)
+    def decode(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        parts, sizes = arguments[: len(payload)], iter(arguments[len(payload) :])
+        filled = order.filled and tuple(size if isinstance(size, int) else next(sizes) for size in order.filled)
+        if called:
+            rows = torch.ops.fxcompress.decode(list(parts), list(order.tail), describe(codec), val.dtype)
+        else:
+            rows = codec.decode(parts, order.cols, val.dtype)
         if not is_dense(rows.shape, rows.stride()):
             # Each row ends within a group; what reads the decoded tensor views it as what was encoded.
             rows = rows.clone(memory_format=torch.contiguous_format)
-        return (from_rows(rows, order),)
+        return (from_rows(rows, replace(order, filled=filled)),)
 
+    sizes = [val.shape[dim] for dim in sizes_to_save(encoding)]
     with compat.fake_mode_of([val]), torch.no_grad():
-        unpacked = clean(make_fx(decode, **_how(val, decompositions))(*_empty_payload(encoding)))
+        unpacked = clean(make_fx(decode, **_how(val, decompositions))(*payload, *sizes))
     if lowering.wanted(val):
         cast_last(unpacked)
     else:

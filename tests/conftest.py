@@ -1,11 +1,20 @@
 """Plans made by hand, for everything that reads plans without a graph."""
 
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fxcompress.facts import Peak, SavedTensor
 from fxcompress.plan import Decision, GraphPlan, Plan
+
+
+def pytest_configure() -> None:
+    """Where tests run side by side, each worker has one core, and so has what it starts."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 def saved_tensor(index: int, name: str, layer: str) -> SavedTensor:

@@ -6,7 +6,7 @@ Nothing here installs a guard on a symbolic size: what cannot be proved is taken
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -22,11 +22,15 @@ class MemoryOrder:
         dims: its dimensions from the slowest to the fastest.
         lead: sizes in that order up to the last symbolic one; empty if all are static.
         tail: the static sizes after it, which become one row.
+        filled: all sizes in that order where rows run on across them instead, the last one filled up with zeros; else
+            None.
     """
 
     dims: tuple[int, ...]
-    lead: tuple[Size, ...]
+    # What else is compared tells it for one tensor, and comparing symbols would install guards.
+    lead: tuple[Size, ...] = field(compare=False)
     tail: tuple[int, ...]
+    filled: tuple[Size, ...] | None = None
 
     @property
     def cols(self) -> int:
@@ -46,6 +50,14 @@ class MemoryOrder:
                 return MemoryOrder(self.dims, (*self.lead, *self.tail[:cut]), self.tail[cut:])
         return None if row else self
 
+    def filling(self, row: int) -> "MemoryOrder":
+        """The same with rows of `row` elements that end where no dimension need end.
+
+        One row more than is full: whether elements are left over is not known of a symbolic number of them.
+        """
+        sizes = (*self.lead, *self.tail)
+        return MemoryOrder(self.dims, (math.prod(sizes) // row + 1,), (row,), sizes)
+
 
 def memory_order(x: torch.Tensor) -> MemoryOrder | None:
     """The memory order of `x`, or None if it is not known to fill memory without gaps or overlap."""
@@ -63,8 +75,12 @@ def order_in_rows(x: torch.Tensor, row: int) -> MemoryOrder | None:
 
 
 def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
-    """A tensor that lies as `order` says, as `[*lead, cols]`: a view."""
+    """A tensor that lies as `order` says, as `[*lead, cols]`: a view, unless a last row is filled up."""
     ordered = x.permute(order.dims)
+    if order.filled is not None:
+        size = math.prod(ordered.shape)
+        rows = size // order.cols + 1
+        return torch.constant_pad_nd(ordered.reshape(-1), [0, rows * order.cols - size]).reshape(rows, order.cols)
     return ordered.reshape([*ordered.shape[: len(order.lead)], order.cols])
 
 
@@ -73,6 +89,8 @@ def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
     back = [0] * len(order.dims)
     for position, dim in enumerate(order.dims):
         back[dim] = position
+    if order.filled is not None:
+        return rows.reshape(-1)[: math.prod(order.filled)].reshape(order.filled).permute(back)
     return rows.reshape([*rows.shape[:-1], *order.tail]).permute(back)
 
 

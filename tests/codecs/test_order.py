@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from fxcompress.codecs.order import from_rows, memory_order, to_rows
@@ -88,3 +89,33 @@ def test_a_transposed_tensor_with_a_symbolic_size() -> None:
     x, env = symbolic(torch.randn(6, 4, 8).transpose(1, 2), 0)
     order = memory_order(x)
     assert order is not None and order.dims == (0, 2, 1) and order.tail == (4, 8) and not env.guards
+
+
+@settings(deadline=None, max_examples=200)
+@given(dense(), st.integers(1, 200))
+def test_rows_that_run_on_hold_all_elements_and_then_zeros(x: torch.Tensor, row: int) -> None:
+    order = memory_order(x)
+    assert order is not None
+    order = order.filling(row)
+    rows = to_rows(x, order)
+    assert rows.shape == (*order.lead, row) and order.cols == row
+    memory = torch.as_strided(x, (x.numel(),), (1,))
+    assert torch.equal(rows.flatten()[: x.numel()], memory) and not rows.flatten()[x.numel() :].any()
+    back = from_rows(rows, order)
+    assert torch.equal(back, x) and back.stride() == x.stride()
+
+
+def test_rows_that_run_on_across_symbolic_sizes_install_no_guard_but_that_they_are_several() -> None:
+    x, env = symbolic(torch.randn(3, 5, 17, 19), 0, 2, 3)
+    order = memory_order(x)
+    assert order is not None
+    order = order.filling(128)
+    with x.fake_mode:  # type: ignore[attr-defined]
+        traced = make_fx(lambda x: (rows := to_rows(x, order), from_rows(rows, order)), tracing_mode="symbolic")(x)
+    (output,) = traced.graph.find_nodes(op="output")
+    rows, back = (node.meta["val"] for node in output.args[0])
+    assert rows.shape[1] == 128 and back.shape == x.shape and back.stride() == x.stride()
+    symbols = sorted(set().union(*(guard.expr.free_symbols for guard in env.guards)), key=str)
+    for sizes in ((2, 9, 9), (8, 16, 16), (3, 64, 50), (1000, 31, 2)):
+        held = dict(zip(symbols, sizes, strict=True))
+        assert all(bool(guard.expr.subs(held)) for guard in env.guards), sizes

@@ -1,12 +1,27 @@
 """Encodes and decodes as calls of operators compute what the inlined ones do."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+    statically_known_true,
+)
 
-from fxcompress import pipeline
+from fxcompress import codecs, pipeline
 from fxcompress.options import Options
+from fxcompress.passes.alias import Storage, hint
+from fxcompress.passes.choose import Encoding
+from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.ops import op_name
+from fxcompress.passes.write_codec import write_encode
+from fxcompress.plan import OPERATOR
 from fxcompress.testing_graphs import Pair, capture, run, same
 
 LAYERS = 3
@@ -70,6 +85,26 @@ def test_maps_are_asked_for_as_inductor_has_them() -> None:
     (ordered,) = asked.users
     assert ordered.meta["val"].is_contiguous() and ordered.target is torch.ops.aten.permute.default
     assert calls(outlined)
+
+
+def test_maps_of_symbolic_size_are_asked_for_by_nodes() -> None:
+    sizes = [DimDynamic.DYNAMIC if dim in (0, 2, 3) else DimDynamic.STATIC for dim in range(4)]
+    context = StatelessSymbolicContext(dynamic_sizes=sizes)
+    val = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.randn(2, 128, 9, 7), symbolic_context=context)
+    graph = fx.Graph()
+    source = graph.placeholder("x")
+    source.meta["val"] = val
+    encoding = Encoding(
+        Storage(source, (), "", 0, ()), source, codecs.make("affine"), channels_last_order(val), OPERATOR
+    )
+    with val.fake_mode, warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns about symbols that are no nodes
+        write_encode(graph, encoding, ["codes", "word"], 0, {}, None)
+    (asked, *_) = (node for node in graph.nodes if op_name(node) == "inductor_force_stride_order")
+    strides = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in asked.args[1]]
+    expected = torch.empty(2, 128, 9, 7).to(memory_format=torch.channels_last).stride()
+    assert [hint(stride) for stride in strides] == list(expected)
+    assert all(statically_known_true(a == b) for a, b in zip(strides, asked.meta["val"].stride(), strict=True))
 
 
 @pytest.mark.slow
