@@ -8,7 +8,7 @@ from, which the gradient behind the division is multiplied with. Read-only.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
@@ -69,21 +69,26 @@ def _room(width: int, group: int) -> float:
 
 
 def _is_normalized(source: fx.Node) -> bool:
-    """Whether a normalization reads rows of the size of those in `source`: they themselves, or what is made of them."""
-    return _reaches_norm(source, _carries_zeros) or _reaches_norm(source, _carries_terms)
+    """Whether a normalization reads rows of the size of those in `source`: they themselves, what is made of them, or
+    sums with that. The last token of a padding predicts the first one behind it: all its terms are rows of zeros."""
+    made = _carried([source], _carries_zeros)
+    return any(map(_is_read_normalized, (*made, *_carried(made, _carries_terms))))
 
 
-def _reaches_norm(source: fx.Node, carries: Callable[[fx.Node, fx.Node], bool]) -> bool:
-    values = [source]
-    seen = {source}
+def _is_read_normalized(value: fx.Node) -> bool:
+    return any(map(normalizes_rows, value.users))
+
+
+def _carried(sources: Sequence[fx.Node], carries: Callable[[fx.Node, fx.Node], bool]) -> list[fx.Node]:
+    """`sources` and what their rows come to be."""
+    values = list(sources)
+    seen = set(values)
     for value in values:
         for user in value.users:
-            if normalizes_rows(user):
-                return True
             if user not in seen and carries(user, value) and _lies_in_rows(user):
                 seen.add(user)
                 values.append(user)
-    return False
+    return values
 
 
 def _lies_in_rows(node: fx.Node) -> bool:
