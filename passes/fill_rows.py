@@ -8,6 +8,7 @@ would take more than the tensor. Read-only.
 import torch
 from torch import fx
 
+from fxcompress.codecs import lowering
 from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.alias import hint
@@ -27,9 +28,11 @@ def fill_rows(codec: Codec, order: MemoryOrder, source: fx.Node) -> MemoryOrder:
     """
     if not order.lead or not codec.period or row_group(source, order):
         return order
-    filled = order.filling(codec.period * -(-WHOLE // codec.period))
-    dtype = source.meta["val"].dtype
-    return filled if encoded_nbytes(codec, filled, dtype) <= _SHARE * encoded_nbytes(codec, order, dtype) else order
+    filled, val = order.filling(codec.period * -(-WHOLE // codec.period)), source.meta["val"]
+    if lowering.wanted(val) and codec.contract.kind != "exact" and lowering.find(codec, filled.cols, val.dtype) is None:
+        return order  # Inductor's own reductions over such rows may fail there (`pick_lowering`).
+    fewer = encoded_nbytes(codec, filled, val.dtype) <= _SHARE * encoded_nbytes(codec, order, val.dtype)
+    return filled if fewer else order
 
 
 def order_of_row(order: MemoryOrder, row: int) -> MemoryOrder | None:

@@ -5,8 +5,9 @@ All compute the same bits, so that this decides nothing but time, and is decided
 On a GPU there is no measurement; the rule is what was counted (`python -m bench.traffic`). Inductor makes one kernel of
 an encode that rounds to nearest, often fused with what produces the tensor, but several of a stochastic one, with all
 the noise in memory between them. Of a mask it makes one that computes the mask anew from what it is a condition on;
-random numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Decodes stay
-ATen, because Inductor computes them where they are read. On a CPU every kernel is a run of the C++ compiler, and
+random numbers, which otherwise never exist in memory, it then writes and reads twice, at four bytes each. Over sums of
+symbolic sizes (T - 1 tokens of 8 texts) it may fuse a reduction with what it cannot split alike, and fails. Decodes
+stay ATen, because Inductor computes them where they are read. On a CPU every kernel is a run of the C++ compiler, and
 operators share theirs (decision 5); masks are better fused there with what makes and reads them: as tensors they are 8
 times as large.
 """
@@ -43,11 +44,12 @@ def _lowering_of(encoding: Encoding, kernels: bool, outline: bool) -> str:
 
 
 def _is_kernel(encoding: Encoding) -> bool:
-    """Whether a kernel of ours encodes it in fewer launches or bytes than Inductor's would."""
+    """Whether a kernel of ours encodes it in fewer launches or bytes than Inductor's would, or that may fail."""
     val, codec = encoding.source.meta["val"], encoding.codec
     static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
-    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source)
-    return static and several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
+    lossy = codec.contract.kind != "exact"
+    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source) or (lossy and not static)
+    return several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
 
 
 def _is_drawn(node: fx.Node) -> bool:

@@ -23,8 +23,8 @@ class Lowered:
         graph: Inductor's `GraphLowering`; its scheduler's nodes are the kernels.
         source: the wrapper code, with every kernel in it.
         outputs: the buffer behind each output; empty for what is no tensor.
-        strides: of each output, as Inductor chose them; None for what is no tensor.
-        result_nbytes: of every buffer of static size.
+        strides: of each output, as Inductor chose them; None for what is no tensor, or has symbolic ones.
+        result_nbytes: of every buffer; 0 for those of symbolic size.
         workspace_nbytes: what calls of libraries need while they run, by the buffer that they return.
     """
 
@@ -51,7 +51,7 @@ def lower(
     """Do to `gm` what `compile_fx` does; edits it.
 
     Args:
-        gm: a forward or backward graph, of static sizes.
+        gm: a forward or backward graph.
         inputs: fake tensors with the strides that the graph will be given.
         patches: of Inductor's config.
         is_backward: which of the two it is.
@@ -82,7 +82,8 @@ def lower(
         stack.enter_context(V.set_fake_mode(mode))
         stack.enter_context(V.set_debug_handler(DebugContext()))
         compile_fx._recursive_post_grad_passes(gm, is_inference=False)
-        graph = GraphLowering(gm, example_inputs=inputs, is_backward=is_backward, is_inference=False)
+        how: dict[str, Any] = {"is_backward": is_backward, "is_inference": False, "shape_env": mode.shape_env}
+        graph = GraphLowering(gm, example_inputs=inputs, **how)
         # Known to a compilation only once both graphs are.
         graph.bw_donated_idxs = list(donated)
         stack.enter_context(V.set_graph_handler(graph))
@@ -139,7 +140,13 @@ def _is_tensor(output: Any) -> bool:
 
 
 def _strides(output: Any) -> tuple[int, ...] | None:
-    return tuple(int(stride) for stride in output.get_layout().stride) if _is_tensor(output) else None
+    """None for what is no tensor, or has symbolic strides."""
+    strides = output.get_layout().stride if _is_tensor(output) else (None,)
+    return tuple(map(int, strides)) if all(map(_is_number, strides)) else None
+
+
+def _is_number(size: Any) -> bool:
+    return size is not None and not getattr(size, "free_symbols", ())
 
 
 def _nbytes(buffer: Any) -> int:
@@ -148,6 +155,8 @@ def _nbytes(buffer: Any) -> int:
     layout = buffer.get_output_spec()
     # What is written into another buffer takes no memory, and has that one's strides.
     if not hasattr(layout, "dtype") or isinstance(layout, ir.MutationLayoutSHOULDREMOVE):
+        return 0
+    if not all(map(_is_number, (*layout.size, *layout.stride))):
         return 0
     sizes, strides = [int(size) for size in layout.size], [int(stride) for stride in layout.stride]
     last = -1 if 0 in sizes else sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
