@@ -19,7 +19,7 @@ from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_row_numbers import find_row_numbers
 from fxcompress.passes.find_saved import SavedPair, placeholders
-from fxcompress.passes.find_scales import is_scale
+from fxcompress.passes.find_scales import find_scales
 from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
 from fxcompress.passes.ops import (
@@ -108,14 +108,14 @@ def find_demands(bw: fx.GraphModule, pairs: list[SavedPair], values: Known) -> d
     stats = {pair.bw for pair in pairs if is_statistic(pair.fw, known_stats)}
     factors = find_loss_factors(bw, _lossy(pairs) - stats, gradients)
     stats |= find_row_numbers(factors, gradients)
-    norms = saved_norms(pairs)
+    norms, scales = saved_norms(pairs), find_scales(bw, gradients)
     results = {}
     for pair in pairs:
         known = values.get(pair.fw)
         consumers = tuple(sorted({full_name(user) for node, user in _first_uses(pair.bw) if not is_view(user)}))
         need = _static_need(pair, stats) if not (known and known.finite) else _finite_need(pair)
         if need is None:
-            uses = _uses_of(pair.bw, gradients, finishing, norms)
+            uses = _uses_of(pair.bw, gradients, finishing, norms, scales)
             uses.factor = pair.bw in factors
             uses.probabilities = is_softmax(unmoved(pair.fw))
             uses.logits = uses.logits or has_length_taken(pair.fw)
@@ -187,7 +187,9 @@ class _Uses:
         return "operand+mask" if self.asks_zero and nonnegative else "operand"
 
 
-def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], norms: set[fx.Node]) -> _Uses:
+def _uses_of(
+    source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], norms: set[fx.Node], scales: set[fx.Node]
+) -> _Uses:
     """Follow one float tensor to where it meets gradients."""
     uses = _Uses()
     # What leaves a gradient was judged where it was mixed in.
@@ -197,7 +199,7 @@ def _uses_of(source: fx.Node, gradients: set[fx.Node], finishing: set[fx.Node], 
         if is_attention(user):
             uses.attention = True
         elif user not in gradients:
-            exponent = is_logarithm(user, norms) or is_scale(user, gradients)
+            exponent = is_logarithm(user, norms) or user in scales
             uses.logits = uses.logits or name in _PERIODIC or exponent
             zero = name in COMPARES_ZERO and user.args[1:] == (0,) and _only_moved(source, node)
             uses.asks_zero = uses.asks_zero or zero

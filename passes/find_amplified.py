@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.alias import nbytes_of
-from fxcompress.passes.find_hazards import is_positive
+from fxcompress.passes.find_signs import Signs, find_signs
 from fxcompress.passes.ops import MOVES, is_predicate, op_name
 
 _CARRY = MOVES | frozenset("mul neg gather index index_select cumsum where masked_fill".split())
@@ -36,20 +36,20 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
         gradients: its nodes that depend on a tangent.
     """
     behind = {node: frozenset((node.name,)) for node in sources}
-    exponentiated = _exponentiated(bw)
+    exponentiated, signs = _exponentiated(bw), find_signs(bw.graph)
     steep: dict[fx.Node, int] = {}
     found: dict[str, str] = {}
     for node in bw.graph.nodes:
         if node.op != "call_function" or is_predicate(node):
             continue
-        for arg, reason in _amplified(node, steep, gradients, exponentiated):
+        for arg, reason in _amplified(node, steep, gradients, exponentiated, signs):
             for name in sorted(behind.get(arg, ())):
                 found.setdefault(name, f"{reason} ({node.name})")
         carries = op_name(node) in _CARRY
         if carries or node not in gradients:
             behind[node] = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
         slopes = [steep[arg] for arg in node.all_input_nodes if carries and arg in steep]
-        if node in gradients and _divides(node):
+        if node in gradients and _divides(node, signs):
             slopes.append(_numel(node.args[1]))
         if slopes:
             steep[node] = max(slopes)
@@ -57,11 +57,11 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
 
 
 def _amplified(
-    node: fx.Node, steep: dict[fx.Node, int], gradients: set[fx.Node], exponentiated: set[fx.Node]
+    node: fx.Node, steep: dict[fx.Node, int], gradients: set[fx.Node], exponentiated: set[fx.Node], signs: Signs
 ) -> list[tuple[fx.Node, str]]:
     """Arguments of `node` whose error it multiplies without limit, each with the reason."""
     name, inputs = op_name(node), node.all_input_nodes
-    if _divides(node) and isinstance(node.args[0], fx.Node) and _numel(node.args[1]) * _SHARED > _numel(node):
+    if _divides(node, signs) and isinstance(node.args[0], fx.Node) and _numel(node.args[1]) * _SHARED > _numel(node):
         return [(node.args[0], _DIVIDED)]
     if name == "mul" and any(arg in steep and steep[arg] * _SHARED > _numel(node) for arg in inputs):
         return [(arg, _DIVIDED) for arg in inputs if arg not in steep]
@@ -70,10 +70,10 @@ def _amplified(
     return []
 
 
-def _divides(node: fx.Node) -> bool:
+def _divides(node: fx.Node, signs: Signs) -> bool:
     """Whether `node` divides by a tensor that may have elements near zero."""
     divisor = node.args[1] if op_name(node) in ("div", "true_divide") else None
-    return isinstance(divisor, fx.Node) and not is_positive(divisor)
+    return isinstance(divisor, fx.Node) and not signs.is_positive(divisor)
 
 
 def _exponentiated(bw: fx.GraphModule) -> set[fx.Node]:

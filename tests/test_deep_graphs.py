@@ -9,6 +9,8 @@ from torch import Tensor
 from fxcompress import pipeline
 from fxcompress.codecs import lowering, planes
 from fxcompress.options import Options
+from fxcompress.passes.find_scales import find_scales
+from fxcompress.passes.find_signs import find_signs
 from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.testing_graphs import Pair, capture
 
@@ -60,3 +62,31 @@ def test_what_a_long_chain_makes_of_a_statistic_is_one() -> None:
         node.meta["val"] = torch.empty(8)
     assert is_statistic(node)
     assert not is_statistic(x)
+
+
+def test_signs_are_told_of_a_long_chain() -> None:
+    """A sum of terms is asked two things of both sides: asked anew of each, twenty in a row would take minutes."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    root = graph.call_function(torch.ops.aten.abs.default, (x,))
+    unknown, known = x, root
+    for _ in range(LENGTH):
+        unknown, known = (graph.call_function(torch.ops.aten.add.Tensor, (node, 0.5)) for node in (unknown, known))
+    signs = find_signs(graph)
+    assert not signs.is_nonnegative(unknown)
+    assert signs.is_nonnegative(root) and not signs.is_positive(root) and signs.is_positive(known)
+
+
+@pytest.mark.parametrize("falling", [True, False])
+def test_an_exponent_is_followed_through_a_long_chain(falling: bool) -> None:
+    graph = torch.fx.Graph()
+    x, gradient = graph.placeholder("x"), graph.placeholder("tangents_1")
+    node = graph.call_function(torch.ops.aten.abs.default, (x,)) if falling else x
+    for _ in range(LENGTH):
+        node = graph.call_function(torch.ops.aten.view.default, (node, [8]))
+    exponent = graph.call_function(torch.ops.aten.neg.default, (node,))
+    scale = graph.call_function(torch.ops.aten.exp.default, (exponent,))
+    product = graph.call_function(torch.ops.aten.mul.Tensor, (gradient, scale))
+    graph.output((product,))
+    gm = torch.fx.GraphModule(torch.nn.Module(), graph)
+    assert find_scales(gm, {gradient, product}) == (set() if falling else {scale})
