@@ -14,6 +14,7 @@ from torch import fx
 
 from fxcompress.codecs.order import memory_order
 from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.follow import follow
 from fxcompress.passes.grow_chain import Facts, is_mask, is_read_in_memory
 from fxcompress.passes.ops import REDUCTIONS, is_view, op_name
 from fxcompress.passes.same_place import readers_of
@@ -88,14 +89,11 @@ class Traffic:
 
     def _ancestors(self) -> set[fx.Node]:
         """All that the chain's inputs are computed from by generated kernels."""
-        found: set[fx.Node] = set()
-        waiting = list(self.inputs)
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting.extend([] if is_opaque(node) and not is_view(node) else node.all_input_nodes)
-        return found
+        return set(follow(self.inputs, _generated_from))
+
+
+def _generated_from(node: fx.Node) -> list[fx.Node]:
+    return [] if is_opaque(node) and not is_view(node) else node.all_input_nodes
 
 
 def _sums_across(reduction: fx.Node) -> bool:

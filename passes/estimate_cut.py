@@ -24,6 +24,7 @@ from fxcompress.passes.ops import is_attention, is_random, is_view, op_name
 from fxcompress.passes.pack_values import Packer, Packing, find_sources, multiplies
 from fxcompress.passes.phases import Known as Traits
 from fxcompress.passes.phases import Phase, cut_phases, is_forward_input
+from fxcompress.passes.same_place import readers_of
 from fxcompress.passes.values import find_values
 from fxcompress.solve.allocate import Allocation, allocate
 from fxcompress.solve.repair import lowest_peak
@@ -212,10 +213,7 @@ def _is_element(node: fx.Node) -> bool:
 
 def _is_attended(node: fx.Node) -> bool:
     """Whether attention reads the value, or a view of it."""
-    views = [node]
-    for view in views:
-        views += [user for user in view.users if is_view(user)]
-    return any(is_attention(user) for view in views for user in view.users)
+    return any(map(is_attention, readers_of(node)))
 
 
 def _groups(saved: Sequence[fx.Node], forward: Phase, num_fwd_outputs: int) -> list[Group]:

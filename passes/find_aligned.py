@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, op_name
 from fxcompress.passes.rebuilt_from import rebuilt_from
 
@@ -61,10 +62,7 @@ def _is_summed(product: fx.Node) -> bool:
 
 def _rows_of(node: fx.Node) -> set[fx.Node]:
     """`node` and what its rows are moved, centered or scaled from."""
-    waiting = [node]
-    for value in waiting:
-        waiting += [row for row in _whole(value) if row not in waiting]
-    return {*waiting}
+    return set(follow([node], _whole))
 
 
 def _scaled(graph: fx.Graph, rows: set[fx.Node]) -> set[fx.Node]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, op_name
 
 FLOPS_PER_BYTE = 8
@@ -47,14 +48,10 @@ def _flops_per_element(node: fx.Node) -> int:
 
 def _origins(node: fx.Node) -> tuple[fx.Node, ...]:
     """The placeholders behind a product's arguments, if nothing but moves and casts lies between; else none."""
-    origins: list[fx.Node] = []
-    pending = list(node.all_input_nodes)
-    while pending:
-        argument = pending.pop()
-        if argument.op == "placeholder":
-            origins.append(argument)
-        elif op_name(argument) in MOVES:
-            pending += argument.all_input_nodes
-        else:
-            return ()
-    return tuple(dict.fromkeys(origins))
+    behind = list(follow(node.all_input_nodes, _moved))
+    plain = all(each.op == "placeholder" or op_name(each) in MOVES for each in behind)
+    return tuple(each for each in behind if each.op == "placeholder") if plain else ()
+
+
+def _moved(node: fx.Node) -> list[fx.Node]:
+    return node.all_input_nodes if op_name(node) in MOVES else []

@@ -19,6 +19,7 @@ from torch import fx
 
 from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import GEMMS, MOVES, op_name
 
 _SCALES = frozenset("mul div neg".split())
@@ -71,7 +72,7 @@ def _is_expanded(value: fx.Node) -> bool:
     lengths = _follow(sums, added=True)
     products = [user for node in plain for user in node.users if op_name(user) in GEMMS] if sums else []
     scaled = _follow(products, added=False)
-    added = (user for node in lengths for user in node.users if op_name(user) in ("add", "sub"))
+    added = (user for node in lengths for user in node.users if _adds(user))
     return not plain.isdisjoint(lengths) or any(not scaled.isdisjoint(user.all_input_nodes) for user in added)
 
 
@@ -81,13 +82,16 @@ def _squares(node: fx.Node, value: fx.Node) -> bool:
 
 def _follow(starts: Iterable[fx.Node], *, added: bool) -> set[fx.Node]:
     """What holds the elements of `starts`, moved and scaled; if `added`, as terms of sums, too."""
-    waiting = [*starts]
-    found = {*waiting}
-    for node in waiting:
-        for user in node.users:
-            scales = op_name(user) in _SCALES and len(user.all_input_nodes) == 1
-            adds = added and op_name(user) in ("add", "sub")
-            if (scales or adds or op_name(user) in MOVES) and user not in found:
-                found.add(user)
-                waiting.append(user)
-    return found
+
+    def further(node: fx.Node) -> list[fx.Node]:
+        return [user for user in node.users if op_name(user) in MOVES or _scales(user) or (added and _adds(user))]
+
+    return set(follow(starts, further))
+
+
+def _scales(node: fx.Node) -> bool:
+    return op_name(node) in _SCALES and len(node.all_input_nodes) == 1
+
+
+def _adds(node: fx.Node) -> bool:
+    return op_name(node) in ("add", "sub")

@@ -13,6 +13,7 @@ from torch import fx
 
 from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import ancestors
 from fxcompress.passes.logarithms import is_logarithm, saved_norms
 from fxcompress.passes.ops import GEMMS, is_attention, op_name
 
@@ -44,7 +45,8 @@ def find_densities(
     for node in logarithms:
         argument = node.args[0]
         if isinstance(argument, fx.Node) and grown.get(argument, 0) * _SPREAD > numel_of(argument):
-            found |= dict.fromkeys(_behind(node, sources), f"{_DENSITY} ({node.name})")
+            behind = sorted(source.name for source in ancestors(node) & sources)
+            found |= dict.fromkeys(behind, f"{_DENSITY} ({node.name})")
     return found
 
 
@@ -63,13 +65,3 @@ def _grows(node: fx.Node) -> bool:
     name, args = op_name(node), node.args
     squares = name == "pow" and isinstance(args[1], (int, float)) and args[1] >= 2
     return squares or name in _EXPONENTIALS or (name == "mul" and args[0] is args[1])
-
-
-def _behind(node: fx.Node, sources: set[fx.Node]) -> list[str]:
-    """Names of the sources that `node` is made of."""
-    stack, seen = [node], {node}
-    while stack:
-        fresh = [arg for arg in stack.pop().all_input_nodes if arg not in seen]
-        seen.update(fresh)
-        stack += fresh
-    return sorted(each.name for each in seen & sources)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import GEMMS, MOVES, is_view, op_name
 
 _CARRY = MOVES | frozenset("add sub neg mul div where masked_fill index gather index_select tril triu cumsum".split())
@@ -115,12 +116,9 @@ def _both_ways(graph: fx.Graph, sums: dict[fx.Node, Signs]) -> set[fx.Node]:
 
 def _is_divisor(node: fx.Node) -> bool:
     """Whether something is divided by it, or by a view of it."""
-    views = [node]
-    for view in views:
-        views += [user for user in view.users if is_view(user)]
     return any(
         op_name(user) == "reciprocal" or (op_name(user) == "div" and user.args[1] is view)
-        for view in views
+        for view in follow([node], lambda view: filter(is_view, view.users))
         for user in view.users
     )
 

@@ -7,6 +7,7 @@ part is nearly all of it, and an error of the row, which is one of its direction
 import torch
 from torch import fx
 
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, op_name
 
 _ROOTS = frozenset(["sqrt", "rsqrt"])
@@ -14,14 +15,11 @@ _ROOTS = frozenset(["sqrt", "rsqrt"])
 
 def has_length_taken(node: fx.Node) -> bool:
     """Whether the forward takes the length of each row of `node`, along its last dimension."""
-    values = [node]
-    for value in values:
-        for user in value.users:
-            if _is_length(user, value):
-                return True
-            if op_name(user) in MOVES and user not in values:
-                values.append(user)
-    return False
+    return any(_is_length(user, value) for value in follow([node], _moved) for user in value.users)
+
+
+def _moved(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if op_name(user) in MOVES]
 
 
 def _is_length(node: fx.Node, value: fx.Node) -> bool:

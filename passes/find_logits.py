@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.alias import hint
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import GEMMS, is_attention, op_name
 
 NORMALIZERS = frozenset("amax logsumexp _log_softmax _softmax".split())
@@ -33,12 +34,9 @@ def _is_start(node: fx.Node, least_nbytes: int) -> bool:
 
 def normalizes(start: fx.Node, tangents: set[fx.Node]) -> bool:
     """Whether a normalization over the vocabulary reads `start`, with no product in between and not in the backward."""
-    pending, seen = [start], {start}
-    while pending:
-        node = pending.pop()
-        if op_name(node) in NORMALIZERS:
-            return True
-        users = [user for user in node.users if user not in seen and user not in tangents]
-        pending += [user for user in users if op_name(user) not in GEMMS and not is_attention(user)]
-        seen.update(users)
-    return False
+
+    def further(node: fx.Node) -> list[fx.Node]:
+        users = [user for user in node.users if user not in tangents]
+        return [user for user in users if op_name(user) not in GEMMS and not is_attention(user)]
+
+    return any(op_name(node) in NORMALIZERS for node in follow([start], further))

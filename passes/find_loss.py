@@ -14,6 +14,7 @@ from torch import fx
 from fxcompress.passes.alias import hint
 from fxcompress.passes.find_logits import fp32_nbytes, large_products, normalizes
 from fxcompress.passes.find_saved import source_of
+from fxcompress.passes.follow import follow
 from fxcompress.passes.linear_in import depends_on_tangents, explain_nonlinear
 from fxcompress.passes.loss_region import Declined, Region, TokenSlice
 from fxcompress.passes.ops import GEMMS, MOVES, full_name, op_name
@@ -95,13 +96,8 @@ class _Search:
         assert isinstance(hidden, fx.Node)
         if hint(shape_of(self.start)[1]) < VOCABULARY_OVER_WIDTH * hint(shape_of(hidden)[1]):
             return False
-        pending = [self.start]
-        while pending:
-            users = list(pending.pop().users)
-            if any(user.op == "output" for user in users):
-                return True
-            pending += [user for user in users if op_name(user) in MOVES]
-        return False
+        moved = follow([self.start], lambda node: [user for user in node.users if op_name(user) in MOVES])
+        return any(user.op == "output" for node in moved for user in node.users)
 
     def _follow(self, node: fx.Node) -> None:
         """Place the tokens of one node that may depend on the logits."""
@@ -214,16 +210,11 @@ class _Search:
 
     def _has_large_source(self, node: fx.Node) -> bool:
         """Whether a gradient that does not depend on the logits is reduced from a large one."""
-        waiting, seen = [node], {node}
-        while waiting:
-            for arg in waiting.pop().all_input_nodes:
-                if arg in seen or arg not in self.tangents or arg.op != "call_function":
-                    continue
-                if self._is_large(arg):
-                    return True
-                seen.add(arg)
-                waiting.append(arg)
-        return False
+
+        def further(node: fx.Node) -> list[fx.Node]:
+            return [arg for arg in node.all_input_nodes if arg in self.tangents and arg.op == "call_function"]
+
+        return any(map(self._is_large, follow(further(node), further)))
 
     def _pull(self, node: fx.Node, rows: Rows) -> bool:
         """Take an operand that does not depend on the logits into the region, if it is cheap to compute."""

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.find_ramps import find_ramps
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import is_pointwise, is_predicate, op_name
 
 _PLACES = frozenset("select_backward slice_backward select_scatter slice_scatter".split())
@@ -78,13 +79,13 @@ def _scaled(bw: fx.GraphModule, behind: Sources, gradients: Set[fx.Node]) -> set
 
 def _ends_in_sum(node: fx.Node) -> bool:
     """Whether `node` is a sum that the caller gets, moved at most."""
-    values = [node] if op_name(node) == "sum" else []
-    for value in values:
-        readers = [user for user in value.users if user.op != "output"]
-        if not all(map(_carries, readers)):
-            return False
-        values += readers
-    return bool(values)
+    if op_name(node) != "sum":
+        return False
+    return all(_carries(reader) for value in follow([node], _readers) for reader in _readers(value))
+
+
+def _readers(value: fx.Node) -> list[fx.Node]:
+    return [user for user in value.users if user.op != "output"]
 
 
 def _is_summed(node: fx.Node) -> bool:

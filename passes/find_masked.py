@@ -16,6 +16,7 @@ from torch import fx
 from fxcompress.compat import OpOverload
 from fxcompress.compat.tracing import stated_number
 from fxcompress.passes.alias import hint
+from fxcompress.passes.follow import follow
 from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
 from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_view, op_name
 
@@ -170,12 +171,7 @@ def _is_per_channel(mask: fx.Node, node: fx.Node) -> bool:
 
 def _behind(masks: list[fx.Node], given: Set[fx.Node]) -> list[fx.Node]:
     """Masks, and what they have their extremes of."""
-    found, seen = list(masks), set(masks)
-    for node in found:
-        new = [arg for arg in carried(node) if arg in given and arg not in seen]
-        found += new
-        seen.update(new)
-    return found
+    return list(follow(masks, lambda node: [arg for arg in carried(node) if arg in given]))
 
 
 def _mask_arguments(node: fx.Node) -> list[fx.Node]:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, is_view, op_name
 from fxcompress.passes.rebuilt_from import rebuilt_from
 
@@ -86,14 +87,9 @@ def _multiplies(node: fx.Node) -> bool:
 
 def _parts(arg: object) -> set[fx.Node]:
     """The nodes whose elements `arg` holds, moved or cast at most."""
-    waiting = [arg] if isinstance(arg, fx.Node) else []
-    seen = {*waiting}
-    for node in waiting:
-        if _moves(node):
-            fresh = [inner for inner in node.all_input_nodes if inner not in seen]
-            seen.update(fresh)
-            waiting += fresh
-    return {node for node in seen if not _moves(node)}
+    starts = [arg] if isinstance(arg, fx.Node) else []
+    held = follow(starts, lambda node: node.all_input_nodes if _moves(node) else [])
+    return {node for node in held if not _moves(node)}
 
 
 def _moves(node: fx.Node) -> bool:

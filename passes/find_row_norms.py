@@ -6,6 +6,7 @@ divided by it: a standard deviation, a length, a sum of magnitudes, a range. Rea
 
 from torch import fx
 
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, is_view, op_name
 
 _MAGNITUDES = frozenset("pow square mul abs".split())
@@ -45,18 +46,23 @@ def _is_along_rows(node: fx.Node) -> bool:
 
 def _divides(number: fx.Node) -> bool:
     """Whether something is divided by a row's number."""
-    values, seen = [number], {number}
-    for value in values:
-        for user in value.users:
-            name = op_name(user)
-            root = name == "pow" and isinstance(user.args[1], (int, float)) and user.args[1] < 0
-            if root or name in ("rsqrt", "reciprocal") or (name == "div" and user.args[1] is value):
-                return True
-            same = (name in _SCALARS or name == "div" or is_view(user)) and _rows(user) == _rows(number)
-            if (same or name == "expand") and user not in seen:
-                seen.add(user)
-                values.append(user)
-    return False
+    rows = _rows(number)
+
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in value.users if op_name(user) == "expand" or (_scales(user) and _rows(user) == rows)]
+
+    return any(_is_divided(user, value) for value in follow([number], further) for user in value.users)
+
+
+def _is_divided(node: fx.Node, value: fx.Node) -> bool:
+    """Whether `node` divides by `value`, or makes a factor of it that does."""
+    name = op_name(node)
+    root = name == "pow" and isinstance(node.args[1], (int, float)) and node.args[1] < 0
+    return root or name in ("rsqrt", "reciprocal") or (name == "div" and node.args[1] is value)
+
+
+def _scales(node: fx.Node) -> bool:
+    return op_name(node) in _SCALARS or op_name(node) == "div" or is_view(node)
 
 
 def _rows(node: fx.Node) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Set
 import torch
 from torch import fx
 
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import is_pointwise
 
 _LEAST = 8
@@ -27,15 +28,12 @@ def find_row_numbers(factors: Set[fx.Node], gradients: Set[fx.Node]) -> set[fx.N
 
 def _is_spread(saved: fx.Node, gradients: Set[fx.Node]) -> bool:
     """Whether the backward spreads `saved`, or what it makes of it, over rows."""
-    values, seen = [saved], {saved}
-    for value in values:
-        for user in filter(is_pointwise, value.users):
-            if _spreads(value, user):
-                return True
-            if user not in seen and user not in gradients:
-                seen.add(user)
-                values.append(user)
-    return False
+
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in value.users if is_pointwise(user) and user not in gradients]
+
+    readers = ((value, user) for value in follow([saved], further) for user in value.users)
+    return any(is_pointwise(user) and _spreads(value, user) for value, user in readers)
 
 
 def _spreads(number: fx.Node, result: fx.Node) -> bool:

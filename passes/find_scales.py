@@ -10,6 +10,7 @@ from collections.abc import Set
 from torch import fx
 
 from fxcompress.passes.find_signs import Signs, find_signs
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, op_name
 
 _EXPONENTIALS = frozenset(["exp", "exp2"])
@@ -31,17 +32,17 @@ def find_scales(bw: fx.GraphModule, gradients: Set[fx.Node]) -> set[fx.Node]:
 
 
 def _scales(node: fx.Node, gradients: Set[fx.Node]) -> bool:
-    values, seen, scales = [node], {node}, False
-    for value in values:
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in value.users if op_name(user) in _CARRIES and user not in gradients]
+
+    scales = False
+    for value in follow([node], further):
         for user in value.users:
             name = op_name(user)
             if name == "add" and user not in gradients and len(user.all_input_nodes) == 1:
                 return False
             if name in ("mul", "div") and user in gradients:
                 scales = scales or not all(op_name(reader) == "where" for reader in user.users)
-            elif name in _CARRIES and user not in gradients and user not in seen:
-                seen.add(user)
-                values.append(user)
     return scales
 
 

@@ -14,6 +14,7 @@ from torch import fx
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.expressions import PREDICATES, expression_of
 from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import is_view, op_name
 from fxcompress.passes.same_place import is_in_place, lies_as, readers_of, repeats, value_of
 from fxcompress.passes.traits import is_opaque
@@ -68,12 +69,7 @@ class Facts:
 
     def is_behind_library(self, reader: fx.Node, value: fx.Node) -> bool:
         """Whether `reader` needs a library's result that needs `value`."""
-        between, waiting = {reader}, [reader]
-        while waiting:
-            for argument in waiting.pop().all_input_nodes:
-                if argument not in between and self.order[argument] > self.order[value]:
-                    between.add(argument)
-                    waiting.append(argument)
+        between = follow([reader], lambda node: [a for a in node.all_input_nodes if self.order[a] > self.order[value]])
         reached, calls, behind = {value}, set[fx.Node](), set[fx.Node]()
         for node in sorted(between, key=self.order.__getitem__):
             arguments = node.all_input_nodes

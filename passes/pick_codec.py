@@ -13,6 +13,7 @@ from fxcompress.codecs.order import MemoryOrder
 from fxcompress.facts import Need
 from fxcompress.options import Options
 from fxcompress.passes.find_saved import layer_of
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import is_attention, is_view
 from fxcompress.passes.row_groups import row_group
 
@@ -122,13 +123,11 @@ def _heads_of(source: fx.Node, order: MemoryOrder | None) -> tuple[int, int] | N
     A kernel's operand is `[N, heads, T, D]`. Where tokens hold all heads (strides …, D, period, 1), as behind one
     projection to q, k and v, each of the three counts as heads of its own.
     """
-    views = [source]
-    for view in views:
+    for view in follow([source], lambda view: filter(is_view, view.users)):
         val = view.meta.get("val")
         touched = any(map(is_attention, (*view.users, *view.all_input_nodes)))
         if touched and isinstance(val, torch.Tensor) and val.dim() == 4 and val.stride(-1) == 1:
             return _heads(val, order)
-        views += [user for user in view.users if is_view(user) and user not in views]
     return None
 
 

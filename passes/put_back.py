@@ -13,6 +13,7 @@ from torch import fx
 from fxcompress.passes.add_unrounded import add_unrounded, find_sum
 from fxcompress.passes.alias import hint
 from fxcompress.passes.find_saved import DESCRIPTIVE
+from fxcompress.passes.follow import follow
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import GRADIENT
 from fxcompress.passes.token_rows import Unchunkable, same, shape_of
@@ -114,8 +115,9 @@ def _converted(write: Writer, node: fx.Node, value: fx.Node) -> fx.Node:
 
 def _mark(value: fx.Node, parts: set[fx.Node]) -> None:
     """Mark a gradient, and what it is put together from."""
-    pending = [value]
-    while pending:
-        node = pending.pop()
+
+    def further(node: fx.Node) -> list[fx.Node]:
+        return [] if node in parts else [arg for arg in node.all_input_nodes if arg.name.startswith(PREFIX)]
+
+    for node in follow([value], further):
         node.meta["actcomp"] = GRADIENT
-        pending += [] if node in parts else [arg for arg in node.all_input_nodes if arg.name.startswith(PREFIX)]

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes import devices
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import is_random, is_view
 from fxcompress.passes.phases import Phase
 from fxcompress.passes.traits import Traits
@@ -79,14 +80,14 @@ def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> b
 
 def _is_read_in_other_sizes(node: fx.Node, numel: int | torch.SymInt, phase: Phase) -> bool:
     """Whether the integers computed from `node`, a mask for example, are put together to fewer."""
-    waiting, seen = [node], {node}
-    while waiting:
-        for user in phase.users(waiting.pop()):
-            val = user.meta.get("val")
-            if user in seen or not isinstance(val, torch.Tensor) or (val.dtype.is_floating_point and not is_view(user)):
-                continue
-            if val.numel() != numel:
-                return True
-            seen.add(user)
-            waiting.append(user)
-    return False
+
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in phase.users(value) if _passes_on(user)]
+
+    return any(value.meta["val"].numel() != numel for value in follow([node], further))
+
+
+def _passes_on(node: fx.Node) -> bool:
+    """Whether it holds integers, or is a view."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and (not val.dtype.is_floating_point or is_view(node))

@@ -16,6 +16,7 @@ from torch import fx
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
 from fxcompress.passes.find_row_norms import normalizes_rows
+from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import MOVES, is_view, op_name
 
 WHOLE = 128
@@ -81,14 +82,11 @@ def _is_read_normalized(value: fx.Node) -> bool:
 
 def _carried(sources: Sequence[fx.Node], carries: Callable[[fx.Node, fx.Node], bool]) -> list[fx.Node]:
     """`sources` and what their rows come to be."""
-    values = list(sources)
-    seen = set(values)
-    for value in values:
-        for user in value.users:
-            if user not in seen and carries(user, value) and _lies_in_rows(user):
-                seen.add(user)
-                values.append(user)
-    return values
+
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in value.users if carries(user, value) and _lies_in_rows(user)]
+
+    return list(follow(sources, further))
 
 
 def _lies_in_rows(node: fx.Node) -> bool:
@@ -100,8 +98,7 @@ def _lies_in_rows(node: fx.Node) -> bool:
 def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
     """Whether a row of zeros in `value` makes one of the result."""
     name = op_name(node)
-    from_left = name in ("mm", "bmm") and node.args[0] is value
-    return from_left or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
+    return _is_row_product(node, value) or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
 
 
 def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
@@ -112,15 +109,14 @@ def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
 
 def _row_of(source: fx.Node) -> int:
     """Elements of a row, as what computes with it sees it; views may split rows, as heads do."""
-    widths = [_width(source)]
-    values = [source]
-    for value in values:
-        for user in value.users:
-            if is_view(user) or op_name(user) in MOVES:
-                values.append(user)
-            elif op_name(user) in ("mm", "bmm") and user.args[0] is value:
-                widths.append(_width(value))
-    return max(widths)
+    views = follow([source], lambda value: [user for user in value.users if is_view(user) or op_name(user) in MOVES])
+    widths = (_width(view) for view in views for user in view.users if _is_row_product(user, view))
+    return max([_width(source), *widths])
+
+
+def _is_row_product(node: fx.Node, rows: fx.Node) -> bool:
+    """Whether `node` is a product that sums along the rows of its first operand, `rows`."""
+    return op_name(node) in ("mm", "bmm") and node.args[0] is rows
 
 
 def _width(node: fx.Node) -> int:

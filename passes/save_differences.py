@@ -13,8 +13,8 @@ from torch import fx
 
 from fxcompress.passes.demand import gradient_nodes
 from fxcompress.passes.find_saved import find_saved
+from fxcompress.passes.follow import ancestors, follow
 from fxcompress.passes.ops import op_name
-from fxcompress.passes.save_predicates import sources_of
 from fxcompress.passes.splice import drop_unused, refresh_values
 from fxcompress.passes.twins import find_twins, read_saved, twin_of
 
@@ -50,13 +50,13 @@ def save_differences(
     if not found:
         return exposed
     freed = {source for source in sources if _reads_only(source, set(found), gradients)}
-    instead = [node for node in found if sources_of(node, sources) <= freed]
+    instead = [node for node in found if ancestors(node) & sources <= freed]
     if sum(map(_nbytes, instead)) > sum(map(_nbytes, freed)):
         instead = []
     twins = find_twins(fw, bw, pairs, num_fwd_outputs)
     given = {pair.bw for pair in pairs} - _learned_by(learned, {pair.fw: pair.bw for pair in pairs}, fw)
     for node in found:
-        is_residual = bool(learned) and any(sources_of(arg, given) == _leaves(arg) for arg in node.all_input_nodes)
+        is_residual = bool(learned) and any(_leaves(arg) <= given for arg in node.all_input_nodes)
         twin = twin_of(twins, node) if node in instead or is_residual else None
         if twin is not None:
             read_saved(twins, node, twin, node.name)
@@ -110,15 +110,8 @@ def _is_whole(node: fx.Node) -> bool:
 
 def _reads_only(source: fx.Node, differences: Set[fx.Node], gradients: Set[fx.Node]) -> bool:
     """Whether the backward reads `source` for nothing but `differences`."""
-    stack, seen = [source], {source}
-    while stack:
-        for user in stack.pop().users:
-            if user.op == "output" or user in gradients:
-                return False
-            if user not in differences and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return True
+    values = follow([source], lambda value: [user for user in value.users if user not in differences])
+    return not any(user.op == "output" or user in gradients for value in values for user in value.users)
 
 
 def _learned_by(learned: Set[fx.Node], saved: dict[fx.Node, fx.Node], fw: fx.GraphModule) -> set[fx.Node]:
@@ -132,12 +125,7 @@ def _learned_by(learned: Set[fx.Node], saved: dict[fx.Node, fx.Node], fw: fx.Gra
 
 def _leaves(node: fx.Node) -> set[fx.Node]:
     """The placeholders that `node` depends on."""
-    stack, seen = [node], {node}
-    while stack:
-        fresh = [arg for arg in stack.pop().all_input_nodes if arg not in seen]
-        seen.update(fresh)
-        stack += fresh
-    return {found for found in seen if found.op == "placeholder"}
+    return {found for found in ancestors(node) if found.op == "placeholder"}
 
 
 def _nbytes(node: fx.Node) -> int:

@@ -14,6 +14,7 @@ from torch import fx
 
 from fxcompress.compat import OpOverload
 from fxcompress.passes.find_saved import outputs
+from fxcompress.passes.follow import ancestors
 from fxcompress.passes.joint_outputs import is_mutating
 from fxcompress.passes.ops import GRADIENT, is_random, is_view
 from fxcompress.passes.splice import PREFIX
@@ -34,13 +35,7 @@ def save_early(fw: fx.GraphModule, num_fwd_outputs: int) -> tuple[str, ...]:
     written = next((i for i, node in enumerate(nodes) if is_mutating(node)), len(nodes))
     returned = [item for item in outputs(fw) if isinstance(item, fx.Node)]
     wanted = [item for item in outputs(fw)[:num_fwd_outputs] if isinstance(item, fx.Node)]
-    needed: set[fx.Node] = set()
-    stack = [*wanted, *nodes[written:], *(node for node in nodes if not may_move(node))]
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack += node.all_input_nodes
+    needed = ancestors(*wanted, *nodes[written:], *(node for node in nodes if not may_move(node)))
     placed = place_early(nodes, {node for node in nodes if node not in needed}, returned)
     moved = []
     for before, node in itertools.pairwise(placed):

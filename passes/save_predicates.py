@@ -23,6 +23,7 @@ from fxcompress.passes.find_growing import find_growing
 from fxcompress.passes.find_hazards import find_hazards
 from fxcompress.passes.find_moments import find_moments
 from fxcompress.passes.find_saved import SavedPair, find_saved
+from fxcompress.passes.follow import ancestors, follow
 from fxcompress.passes.ops import JUMPS, is_predicate, op_name
 from fxcompress.passes.splice import drop_unused, refresh_values
 from fxcompress.passes.twins import find_twins, read_saved, twin_of
@@ -113,19 +114,17 @@ def _emit(gm: fx.GraphModule, template: object, like: fx.Node) -> fx.Node:
 def mask_only(bw: fx.GraphModule, pairs: list[SavedPair]) -> set[fx.Node]:
     """Placeholders of float tensors of which the backward asks nothing but predicates."""
     gradients = gradient_nodes(bw, {pair.bw for pair in pairs})
-    found = set()
-    for pair in pairs:
-        if pair.val.dtype.is_floating_point and pair.bw.users:
-            stack, only = [pair.bw], True
-            while stack and only:
-                for user in stack.pop().users:
-                    if user.op == "output" or user in gradients:
-                        only = False
-                    elif not is_predicate(user):
-                        stack.append(user)
-            if only:
-                found.add(pair.bw)
-    return found
+    floats = [pair.bw for pair in pairs if pair.val.dtype.is_floating_point and pair.bw.users]
+    return {source for source in floats if not any(_is_read(value, gradients) for value in follow([source], _unasked))}
+
+
+def _is_read(value: fx.Node, gradients: set[fx.Node]) -> bool:
+    return any(user.op == "output" or user in gradients for user in value.users)
+
+
+def _unasked(value: fx.Node) -> list[fx.Node]:
+    """What is made of a value, answers to predicates aside."""
+    return [user for user in value.users if not is_predicate(user)]
 
 
 def superfluous(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair], num_fwd_outputs: int) -> set[fx.Node]:
@@ -167,7 +166,7 @@ def save_predicates(
         reason = f"{op_name(node)} in the backward would jump on a lossy value ({node.name})" if _is_jump(node) else ""
         twin = None if reason else twin_of(twins, node)
         if twin is None:
-            for source in sources_of(node, sources):
+            for source in ancestors(node) & sources:
                 exact[source.name] = reason or f"{node.name} depends on it and cannot be computed in the forward"
             continue
         masks.append(read_saved(twins, node, twin, f"is_{node.name}"))
@@ -208,18 +207,4 @@ def _asked(
             if _is_jump(node):
                 continue
         tainted.add(node)
-    return found
-
-
-def sources_of(node: fx.Node, sources: set[fx.Node]) -> set[fx.Node]:
-    """Those of `sources` that `node` depends on."""
-    found, stack, seen = set(), [node], set[fx.Node]()
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current in sources:
-            found.add(current)
-        stack.extend(current.all_input_nodes)
     return found

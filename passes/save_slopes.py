@@ -13,6 +13,7 @@ from torch import fx
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.demand import gradient_nodes
 from fxcompress.passes.find_saved import find_saved
+from fxcompress.passes.follow import follow
 from fxcompress.passes.logarithms import unmoved
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.splice import drop_unused, refresh_values
@@ -56,21 +57,20 @@ def save_slopes(fw: fx.GraphModule, bw: fx.GraphModule, lossy: Set[str], num_fwd
 
 def _slopes(bw: fx.GraphModule, result: fx.Node, gradients: Set[fx.Node]) -> Iterator[fx.Node]:
     """The one value through which alone gradients meet `result`, if there is one and it is no move of it."""
-    made, met = [result], set[tuple[fx.Node, fx.Node]]()
-    for value in made:
-        for user in value.users:
-            if user in gradients or user.op == "output":
-                met.add((value, user))
-            elif user not in made:
-                made.append(user)
+    made = set(follow([result], lambda value: [user for user in value.users if not _meets(user, gradients)]))
+    met = [(value, user) for value in made for user in value.users if _meets(user, gradients)]
     read = {value for value, _ in met}
-    if len(read) != 1 or any(arg not in made for value in made[1:] for arg in value.all_input_nodes):
+    if len(read) != 1 or not all(made.issuperset(value.all_input_nodes) for value in made - {result}):
         return
-    value, user = next(iter(met))
+    value, user = met[0]
     if unmoved(value) is not result and value.meta["val"].shape == result.meta["val"].shape:
         yield _narrowed(bw, value, result.meta["val"].dtype)
     elif len(met) == 1 and op_name(user) in _SLOPES and user.args[1] is value:
         yield _exposed(bw, user, value)
+
+
+def _meets(user: fx.Node, gradients: Set[fx.Node]) -> bool:
+    return user in gradients or user.op == "output"
 
 
 def _narrowed(bw: fx.GraphModule, slope: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -1,4 +1,5 @@
-"""Graphs of thousands of nodes in a row: no pass follows them by recursion, of which Python allows a thousand."""
+"""Graphs of thousands of nodes in a row: no pass follows them by recursion, of which Python allows a thousand, and none
+goes every way that parts and meets again, of which a few dozen make more than can be counted."""
 
 from typing import Any
 
@@ -8,10 +9,15 @@ from torch import Tensor
 
 from fxcompress import pipeline
 from fxcompress.codecs import lowering, planes
+from fxcompress.codecs.order import memory_order
 from fxcompress.options import Options
+from fxcompress.passes.find_cheap import find_cheap
+from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.find_scales import find_scales
 from fxcompress.passes.find_signs import find_signs
 from fxcompress.passes.find_statistics import is_statistic
+from fxcompress.passes.row_groups import row_width
+from fxcompress.passes.save_predicates import mask_only
 from fxcompress.testing_graphs import Pair, capture
 
 LENGTH = 3000
@@ -90,3 +96,45 @@ def test_an_exponent_is_followed_through_a_long_chain(falling: bool) -> None:
     graph.output((product,))
     gm = torch.fx.GraphModule(torch.nn.Module(), graph)
     assert find_scales(gm, {gradient, product}) == (set() if falling else {scale})
+
+
+PARTINGS = 60
+aten = torch.ops.aten
+
+
+def rolled(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
+    """Rows moved in a circle, as `torch.roll` is taken apart, again and again."""
+    val = node.meta["val"]
+    for _ in range(PARTINGS):
+        parts = [graph.call_function(aten.slice.Tensor, (node, 0, *ends)) for ends in ((1, 8), (0, 1))]
+        node = graph.call_function(aten.cat.default, (parts,))
+        for each in (*parts, node):
+            each.meta["val"] = val
+    return node
+
+
+def test_ways_of_moves_that_meet_are_gone_once() -> None:
+    graph = torch.fx.Graph()
+    x, weight = graph.placeholder("x"), graph.placeholder("weight")
+    x.meta["val"], weight.meta["val"] = torch.empty(8, 2), torch.empty(2, 16)
+    product = graph.call_function(aten.mm.default, (rolled(graph, x), weight))
+    product.meta["val"] = torch.empty(8, 16)
+    order = memory_order(x.meta["val"])
+    assert order is not None and row_width(x, order) == 0
+    assert set(find_cheap([product])[product]) == {x, weight}
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_ways_to_predicates_that_meet_are_gone_once(read: bool) -> None:
+    forward, graph = torch.fx.Graph(), torch.fx.Graph()
+    saved, gradient = graph.placeholder("x"), graph.placeholder("tangents_1")
+    pair = SavedPair(0, forward.placeholder("x"), saved)
+    saved.meta["val"] = gradient.meta["val"] = torch.empty(8)
+    node = saved
+    for _ in range(PARTINGS):
+        parts = [graph.call_function(aten.mul.Tensor, (node, number)) for number in (0.25, 0.5)]
+        node = graph.call_function(aten.add.Tensor, tuple(parts))
+    asked = graph.call_function(aten.gt.Scalar, (node, 0))
+    graph.output((graph.call_function(aten.where.self, (asked, gradient, node if read else gradient)),))
+    gm = torch.fx.GraphModule(torch.nn.Module(), graph)
+    assert mask_only(gm, [pair]) == (set() if read else {saved})
