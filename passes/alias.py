@@ -5,6 +5,8 @@ it and who else holds it. The grouping follows the fake tensors' own storages, a
 graph with that storage. Read-only.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +46,11 @@ def hint(size: int | torch.SymInt) -> int:
     if isinstance(size, torch.SymInt):
         return int(size.node.hint) if size.node.has_hint() else 1
     return size
+
+
+def elements_in(sizes: Iterable[int | torch.SymInt]) -> int:
+    """Elements of a tensor of these sizes; symbols count by their hint."""
+    return math.prod(map(hint, sizes))
 
 
 def nbytes_of(val: torch.Tensor) -> int:

@@ -4,13 +4,11 @@
 says what each costs. Read-only.
 """
 
-import math
-
 from torch import fx
 
 from fxcompress import costs
 from fxcompress.passes import devices
-from fxcompress.passes.alias import hint, nbytes_of
+from fxcompress.passes.alias import elements_in, hint, nbytes_of
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import GEMMS, REDUCTIONS, op_name
 from fxcompress.passes.write_chunk import is_product, sum_dtype
@@ -56,7 +54,7 @@ def extra_s(region: Region, chunks: int) -> float:
     products = [node for node in region.rows if op_name(node) in GEMMS]
     weights = sum(nbytes_of(arg.meta["val"]) for node in products for arg in _whole_operands(region, node))
     totals = [total.node.meta["val"] for total in region.sums if is_product(total)]
-    sums = sum(math.prod(map(hint, val.shape)) * sum_dtype(val.dtype).itemsize for val in totals)
+    sums = sum(elements_in(val.shape) * sum_dtype(val.dtype).itemsize for val in totals)
     reductions = [node for node in region.rows if op_name(node) in REDUCTIONS]
     calls = chunks * (len(products) + len(reductions) + len(region.sums))
     return ((chunks - 1) * (weights + 2 * sums)) / rates.bytes_per_s + calls * rates.call_s

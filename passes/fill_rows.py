@@ -11,7 +11,7 @@ from torch import fx
 from fxcompress.codecs import lowering
 from fxcompress.codecs.base import Codec, payload_nbytes
 from fxcompress.codecs.order import MemoryOrder
-from fxcompress.passes.alias import hint
+from fxcompress.passes.alias import elements_in
 from fxcompress.passes.row_groups import WHOLE, row_group
 
 _SHARE = 0.8
@@ -43,7 +43,4 @@ def order_of_row(order: MemoryOrder, row: int) -> MemoryOrder | None:
 
 def encoded_nbytes(codec: Codec, order: MemoryOrder, dtype: torch.dtype) -> int:
     """Exact payload bytes; symbolic sizes enter by their hint."""
-    rows = 1
-    for size in order.lead:
-        rows *= hint(size)
-    return payload_nbytes(codec, rows, order.cols, dtype)
+    return payload_nbytes(codec, elements_in(order.lead), order.cols, dtype)

@@ -11,13 +11,12 @@ Read-only. The reasons are for the report.
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import fx
 
-from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import MOVES, op_name
+from fxcompress.passes.ops import MOVES, is_real, op_name
 from fxcompress.passes.rebuilt_from import rebuilt_from
 
 _SCALES = MOVES | frozenset("div mul sub add neg masked_fill".split())
@@ -96,8 +95,5 @@ def _has_length(node: fx.Node) -> bool:
 
 
 def _numel(node: fx.Node) -> int:
-    """Distinct elements of a node's floating-point tensor, 0 for others; an expanded dimension counts 1."""
-    val = node.meta.get("val")
-    if not isinstance(val, torch.Tensor) or not val.is_floating_point():
-        return 0
-    return nbytes_of(val) // val.element_size()
+    """Elements of a floating-point tensor, 0 for anything else."""
+    return numel_of(node) if is_real(node) else 0

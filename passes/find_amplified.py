@@ -11,10 +11,9 @@ Unlike `find_hazards`, which judges what is computed from a source alone, it fol
 Read-only. The reasons are for the report.
 """
 
-import torch
 from torch import fx
 
-from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_signs import Signs, find_signs
 from fxcompress.passes.ops import MOVES, is_predicate, op_name
 
@@ -49,8 +48,9 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
         if carries or node not in gradients:
             behind[node] = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
         slopes = [steep[arg] for arg in node.all_input_nodes if carries and arg in steep]
-        if node in gradients and _divides(node, signs):
-            slopes.append(_numel(node.args[1]))
+        divisor = _divisor(node, signs) if node in gradients else None
+        if divisor is not None:
+            slopes.append(numel_of(divisor))
         if slopes:
             steep[node] = max(slopes)
     return found
@@ -60,20 +60,20 @@ def _amplified(
     node: fx.Node, steep: dict[fx.Node, int], gradients: set[fx.Node], exponentiated: set[fx.Node], signs: Signs
 ) -> list[tuple[fx.Node, str]]:
     """Arguments of `node` whose error it multiplies without limit, each with the reason."""
-    name, inputs = op_name(node), node.all_input_nodes
-    if _divides(node, signs) and isinstance(node.args[0], fx.Node) and _numel(node.args[1]) * _SHARED > _numel(node):
+    name, inputs, divisor = op_name(node), node.all_input_nodes, _divisor(node, signs)
+    if divisor is not None and isinstance(node.args[0], fx.Node) and numel_of(divisor) * _SHARED > numel_of(node):
         return [(node.args[0], _DIVIDED)]
-    if name == "mul" and any(arg in steep and steep[arg] * _SHARED > _numel(node) for arg in inputs):
+    if name == "mul" and any(arg in steep and steep[arg] * _SHARED > numel_of(node) for arg in inputs):
         return [(arg, _DIVIDED) for arg in inputs if arg not in steep]
     if name in ("add", "sub") and node in gradients and node in exponentiated:
         return [(arg, _EXPONENTIATED) for arg in inputs if arg not in gradients]
     return []
 
 
-def _divides(node: fx.Node, signs: Signs) -> bool:
-    """Whether `node` divides by a tensor that may have elements near zero."""
+def _divisor(node: fx.Node, signs: Signs) -> fx.Node | None:
+    """What `node` divides by, if that may have elements near zero."""
     divisor = node.args[1] if op_name(node) in ("div", "true_divide") else None
-    return isinstance(divisor, fx.Node) and not signs.is_positive(divisor)
+    return divisor if isinstance(divisor, fx.Node) and not signs.is_positive(divisor) else None
 
 
 def _exponentiated(bw: fx.GraphModule) -> set[fx.Node]:
@@ -83,9 +83,3 @@ def _exponentiated(bw: fx.GraphModule) -> set[fx.Node]:
         if any(op_name(user) == "exp" or (user in found and op_name(user) in _LOGARITHMIC) for user in node.users):
             found.add(node)
     return found
-
-
-def _numel(node: object) -> int:
-    """Distinct elements of a node's value; an expanded dimension counts 1."""
-    val = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return nbytes_of(val) // val.element_size() if isinstance(val, torch.Tensor) else 1

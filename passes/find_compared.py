@@ -14,13 +14,12 @@ Read-only. The reasons are for the report.
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import fx
 
-from fxcompress.passes.alias import nbytes_of
+from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import GEMMS, MOVES, op_name
+from fxcompress.passes.ops import GEMMS, MOVES, is_real, op_name
 
 _SCALES = frozenset("mul div neg".split())
 _SQUARES = frozenset("pow square mul".split())
@@ -54,11 +53,10 @@ def find_compared(
 
 def _pairs_up(node: fx.Node) -> bool:
     """Whether a difference of two tensors has more elements than either."""
-    vals = [arg.meta.get("val") if isinstance(arg, fx.Node) else None for arg in (node, *node.args[:2])]
-    if op_name(node) != "sub" or not all(isinstance(val, torch.Tensor) and val.is_floating_point() for val in vals):
+    operands = node.all_input_nodes
+    if op_name(node) != "sub" or len(operands) != 2 or not all(map(is_real, (node, *operands))):
         return False
-    result, *operands = (nbytes_of(val) // val.element_size() for val in vals if val is not None)
-    return bool(result > max(operands))
+    return numel_of(node) > max(map(numel_of, operands))
 
 
 def _is_expanded(value: fx.Node) -> bool:

@@ -1,13 +1,10 @@
 """Which matrix products may be logits: large ones that a normalization over the vocabulary reads. Read-only."""
 
-import math
-
-import torch
 from torch import fx
 
-from fxcompress.passes.alias import hint
+from fxcompress.passes.alias import elements_in, hint
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import GEMMS, is_attention, op_name
+from fxcompress.passes.ops import GEMMS, is_attention, is_real, op_name
 
 NORMALIZERS = frozenset("amax logsumexp _log_softmax _softmax".split())
 """What makes a large product look like logits, so that a report says why it is not chunked."""
@@ -20,16 +17,15 @@ def large_products(graph: fx.Graph, least_nbytes: int) -> list[fx.Node]:
 
 def fp32_nbytes(node: fx.Node) -> int:
     """Bytes of a value in fp32, in which losses compute."""
-    return 4 * math.prod(map(hint, node.meta["val"].shape))
+    return 4 * elements_in(node.meta["val"].shape)
 
 
 def _is_start(node: fx.Node, least_nbytes: int) -> bool:
-    val = node.meta.get("val")
-    if op_name(node) not in ("mm", "addmm") or not isinstance(val, torch.Tensor) or not val.dtype.is_floating_point:
+    if op_name(node) not in ("mm", "addmm") or not is_real(node):
         return False
     hidden = node.args[0 if op_name(node) == "mm" else 1]
     assert isinstance(hidden, fx.Node)
-    return fp32_nbytes(node) >= least_nbytes and hint(val.shape[1]) > hint(hidden.meta["val"].shape[1])
+    return fp32_nbytes(node) >= least_nbytes and hint(node.meta["val"].shape[1]) > hint(hidden.meta["val"].shape[1])
 
 
 def normalizes(start: fx.Node, tangents: set[fx.Node]) -> bool:

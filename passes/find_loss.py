@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from fxcompress.passes.alias import hint
+from fxcompress.passes.alias import elements_in, hint
 from fxcompress.passes.find_logits import fp32_nbytes, large_products, normalizes
 from fxcompress.passes.find_saved import source_of
 from fxcompress.passes.follow import follow
@@ -156,7 +156,7 @@ class _Search:
         if node not in self.rows or node in self.ends:
             return False
         rows, shape = self.rows[node], shape_of(node)
-        per_token = math.prod(hint(size) for i, size in enumerate(shape) if not rows.first <= i < rows.last)
+        per_token = elements_in(size for i, size in enumerate(shape) if not rows.first <= i < rows.last)
         return 4 * per_token >= hint(shape_of(self.start)[1])
 
     def _inside(self) -> set[fx.Node]:
@@ -204,9 +204,7 @@ class _Search:
 
     def _is_large(self, node: fx.Node) -> bool:
         val = node.meta.get("val")
-        return isinstance(val, torch.Tensor) and 4 * math.prod(map(hint, val.shape)) >= math.prod(
-            map(hint, shape_of(self.start))
-        )
+        return isinstance(val, torch.Tensor) and 4 * elements_in(val.shape) >= elements_in(shape_of(self.start))
 
     def _has_large_source(self, node: fx.Node) -> bool:
         """Whether a gradient that does not depend on the logits is reduced from a large one."""

@@ -17,8 +17,8 @@ from fxcompress.compat import OpOverload
 from fxcompress.compat.tracing import stated_number
 from fxcompress.passes.alias import hint
 from fxcompress.passes.follow import follow
-from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, is_real, kept, sign_of, squashes
-from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_view, op_name
+from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, kept, sign_of, squashes
+from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_real, is_view, op_name
 
 _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "

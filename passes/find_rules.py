@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from fxcompress.options import Options, under_rule
-from fxcompress.passes.alias import Storage, hint
+from fxcompress.passes.alias import Storage, elements_in
 from fxcompress.passes.find_saved import layer_of
 from fxcompress.passes.ops import ORIGIN, op_name
 from fxcompress.precision import PrecisionRule
@@ -66,14 +66,11 @@ def _facts(node: fx.Node) -> Facts | None:
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return None
-    elements = 1
-    for size in val.shape:
-        elements *= hint(size)
     return (
         layer_of(node),
         str(node.meta.get(ORIGIN, "")).rpartition(".")[2] or op_name(node),
         str(val.dtype).removeprefix("torch."),
-        elements,
+        elements_in(val.shape),
     )
 
 

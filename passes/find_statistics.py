@@ -1,11 +1,11 @@
 """Tell small or precise values that are kept as they are: means, deviations, norms, log-probabilities. Read-only."""
 
-import math
 import operator
 
 import torch
 from torch import fx
 
+from fxcompress.passes.alias import elements_in
 from fxcompress.passes.ops import GEMMS, REDUCTIONS, is_attention, op_name
 
 
@@ -57,11 +57,6 @@ def shrinks(reduction: fx.Node, result: fx.Node) -> bool:
 
 
 def _numel(node: fx.Node) -> int:
+    """Elements of a node's tensor, those of expanded dimensions counted each; 0 for anything else."""
     val = node.meta.get("val")
-    if not isinstance(val, torch.Tensor):
-        return 0
-    return numel if isinstance(numel := val.numel(), int) else math.prod(map(_hint, val.shape))
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 1
+    return elements_in(val.shape) if isinstance(val, torch.Tensor) else 0

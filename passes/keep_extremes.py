@@ -7,10 +7,9 @@ a normalization, exp of a large number), ends them here. Read-only.
 
 from collections.abc import Mapping
 
-import torch
 from torch import fx
 
-from fxcompress.passes.ops import GEMMS, is_attention, is_predicate, is_random, op_name
+from fxcompress.passes.ops import GEMMS, is_attention, is_predicate, is_random, is_real, op_name
 
 NONE, LOW, HIGH, BOTH = 0, 1, 2, 3
 """Signs of the extreme entries that a value may hold, as bits: far below zero, far above it."""
@@ -63,12 +62,6 @@ def squashes(node: fx.Node) -> bool:
     """Whether a value far below zero, -inf at last, gives an ordinary number."""
     name = op_name(node)
     return name in _FLAT or name in _RECTIFIES or (name in _CLAMPS and bool(_cut_off(node, name) & LOW))
-
-
-def is_real(node: fx.Node) -> bool:
-    """Whether it is a tensor of floating point numbers."""
-    val = node.meta.get("val")
-    return isinstance(val, torch.Tensor) and val.dtype.is_floating_point
 
 
 def sign_of(number: object) -> int:

@@ -125,3 +125,9 @@ def is_predicate(node: fx.Node) -> bool:
     """Discontinuous with a finite result, or bool: what can be saved exactly in bits."""
     val = node.meta.get("val")
     return op_name(node) in PREDICATES or (isinstance(val, torch.Tensor) and val.dtype is torch.bool)
+
+
+def is_real(node: fx.Node) -> bool:
+    """Whether it is a tensor of floating point numbers."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.dtype.is_floating_point

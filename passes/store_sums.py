@@ -15,7 +15,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.passes.alias import storage_nbytes
-from fxcompress.passes.ops import is_view
+from fxcompress.passes.ops import is_real, is_view
 from fxcompress.passes.traits import is_opaque, is_read_behind_a_call, traits_of
 
 _TERMS = 2
@@ -69,8 +69,7 @@ def _is_call(node: fx.Node) -> bool:
 
 def _is_wanted(node: fx.Node) -> bool:
     """Whether it is a tensor of numbers on a GPU."""
-    val = node.meta.get("val")
-    return isinstance(val, torch.Tensor) and val.dtype.is_floating_point and lowering.wanted(val)
+    return is_real(node) and lowering.wanted(node.meta["val"])
 
 
 def _is_large_sum(node: fx.Node, terms: frozenset[fx.Node]) -> bool:

@@ -5,7 +5,6 @@ its gradient: what the gradient reads of the forward are then the logits and sma
 is computed again where it is read, and the gradient takes the logits' place in memory.
 """
 
-import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import fx
 
 from fxcompress import compat
 from fxcompress.passes import loss_ops  # noqa: F401  (registers the operators)
-from fxcompress.passes.alias import hint
+from fxcompress.passes.alias import elements_in
 from fxcompress.passes.loss_region import Region
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.row_ops import TokenSum, family, is_same_in_chunks, keeps, reduced_dims
@@ -148,7 +147,8 @@ class Chunk:
         region = self.region
         if arg not in region.rows or arg in region.gradient or arg is region.start or arg in self.again:
             return False
-        return 4 * _numel(self.env[arg]) >= _numel(self.env[region.start])
+        size, logits = (elements_in(shape_of(self.env[node])) for node in (arg, region.start))
+        return 4 * size >= logits
 
     def _outside(self, arg: fx.Node, read: Read) -> fx.Node:
         same = is_same_in_chunks(arg, read)
@@ -222,7 +222,3 @@ def _untransposed(region: Region, node: fx.Node) -> fx.Node:
     if op_name(node) in ("t", "transpose", "permute") and node.all_input_nodes[0] in region.rows:
         return node.all_input_nodes[0]
     return node
-
-
-def _numel(node: fx.Node) -> int:
-    return math.prod(map(hint, node.meta["val"].shape))
