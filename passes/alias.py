@@ -53,6 +53,11 @@ def elements_in(sizes: Iterable[int | torch.SymInt]) -> int:
     return math.prod(map(hint, sizes))
 
 
+def is_static(val: torch.Tensor) -> bool:
+    """Whether no size and no stride is a symbol."""
+    return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
+
+
 def nbytes_of(val: torch.Tensor) -> int:
     """Bytes of the elements that a tensor addresses, an expanded dimension counted once."""
     numel = val.element_size()

@@ -8,7 +8,7 @@ stay.
 import torch
 from torch import fx
 
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import handed_over, placeholders
 
 
 def align_names(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def align_names(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) ->
     Nothing is renamed where the unnamed ones of both sides do not agree in number, size and dtype.
     """
     incoming = {node.name: node for node in placeholders(bw)}
-    saved = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    saved = handed_over(fw, num_fwd_outputs)
     names = {out.name for out in saved}
     left = [out for out in saved if out.name not in incoming]
     right = [node for name, node in incoming.items() if name not in names and name.startswith("rng_state")]

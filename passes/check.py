@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fxcompress.errors import GraphError
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import handed_over, outputs, placeholders
 
 _PAYLOAD = re.compile(r"actcomp_\d")
 _RESERVED = ("primals", "tangents", "fwd_rng_state", "seed_offset")
@@ -28,11 +28,10 @@ def check(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, user_out
     for side, gm in (("forward", fw), ("backward", bw)):
         gm.graph.lint()
         _check_names(side, gm)
-    outs = outputs(fw)
-    for position, (now, before) in enumerate(zip(outs[:num_fwd_outputs], user_outputs, strict=True)):
+    for position, (now, before) in enumerate(zip(outputs(fw)[:num_fwd_outputs], user_outputs, strict=True)):
         if now is not before:
             raise GraphError(f"forward output {position} belongs to the user and changed from {before} to {now}")
-    saved = [out for out in outs[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    saved = handed_over(fw, num_fwd_outputs)
     unreturned = {node.name for node in fw.graph.nodes} - {node.name for node in saved}
     for node in placeholders(bw):
         if node.name in unreturned:

@@ -18,7 +18,7 @@ from fxcompress.passes.alias import storage_key
 from fxcompress.passes.find_lengths import has_length_taken
 from fxcompress.passes.find_loss_factors import find_loss_factors
 from fxcompress.passes.find_row_numbers import find_row_numbers
-from fxcompress.passes.find_saved import SavedPair, placeholders
+from fxcompress.passes.find_saved import SavedPair, is_tangent, placeholders
 from fxcompress.passes.find_scales import find_scales
 from fxcompress.passes.find_statistics import is_statistic
 from fxcompress.passes.logarithms import is_logarithm, is_softmax, saved_norms, unmoved
@@ -54,7 +54,7 @@ _TUPLE_DEPENDS: dict[str, dict[int, tuple[int, ...]]] = {
 
 def gradient_nodes(bw: fx.GraphModule, saved: set[fx.Node]) -> set[fx.Node]:
     """Nodes whose value depends on a tangent, that is on anything but saved values and constants."""
-    found: set[fx.Node] = {node for node in placeholders(bw) if "tangents" in str(node.target)}
+    found = set(filter(is_tangent, placeholders(bw)))
     if not found:
         found = {
             node for node in placeholders(bw) if node not in saved and isinstance(node.meta.get("val"), torch.Tensor)

@@ -44,6 +44,16 @@ def placeholders(gm: fx.GraphModule) -> list[fx.Node]:
     return list(gm.graph.find_nodes(op="placeholder"))
 
 
+def is_tangent(node: fx.Node) -> bool:
+    """Whether it is an input that gradients start from."""
+    return node.op == "placeholder" and "tangents" in str(node.target)
+
+
+def handed_over(fw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
+    """The nodes that the forward returns behind the user's outputs: tensors and sizes."""
+    return [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+
+
 def count_user_outputs(fw: fx.GraphModule, bw: fx.GraphModule) -> int:
     """How many leading forward outputs are the user's, inferred from the names that both graphs share."""
     names = {node.name for node in placeholders(bw)}

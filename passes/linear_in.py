@@ -7,6 +7,7 @@ a tangent: with the tangent replaced by one, the result times the tangent is the
 import torch
 from torch import fx
 
+from fxcompress.passes.find_saved import is_tangent
 from fxcompress.passes.ops import MOVES, op_name
 from fxcompress.passes.row_slices import is_zero
 
@@ -25,8 +26,7 @@ def depends_on_tangents(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that depend on a tangent, tangents included."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        root = node.op == "placeholder" and "tangents" in str(node.target)
-        if root or (node.op == "call_function" and any(arg in found for arg in node.all_input_nodes)):
+        if is_tangent(node) or (node.op == "call_function" and any(arg in found for arg in node.all_input_nodes)):
             found.add(node)
     return found
 

@@ -18,7 +18,7 @@ from torch import fx
 from fxcompress.facts import Peak
 from fxcompress.passes import devices
 from fxcompress.passes.alias import hint, storage_key
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import handed_over, placeholders
 from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_by_side
 from fxcompress.passes.merge_sums import find_merged
 from fxcompress.passes.ops import GRADIENT, MAY_COPY, is_view, op_name
@@ -61,7 +61,7 @@ def find_peak(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, mach
         num_fwd_outputs: how many forward outputs are the user's.
         machine: how they are run.
     """
-    return _peak(*find_halves(fw, bw, num_fwd_outputs, machine), _handed(fw, num_fwd_outputs))
+    return _peak(*find_halves(fw, bw, num_fwd_outputs, machine), handed_over(fw, num_fwd_outputs))
 
 
 def find_cut_peak(joint: fx.Graph, saved: Sequence[fx.Node], num_fwd_outputs: int, machine: Machine) -> Peak:
@@ -84,7 +84,7 @@ def find_halves(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, ma
     early = _early_gradients(fw, bw, num_fwd_outputs) if machine.fused else []
     held = {key for node in (*forward.inputs, *early) for key, _ in buffers_of(node)}
     kept = {key for out in forward.returned for key, _ in buffers_of(out)}
-    names = {out.name for out in _handed(fw, num_fwd_outputs) if storage_key(out) in held}
+    names = {out.name for out in handed_over(fw, num_fwd_outputs) if storage_key(out) in held}
     incoming = {key: size for node in backward.inputs if node.name not in names for key, size in buffers_of(node)}
     excluded = {key for node in backward.inputs if node.name in names for key, _ in buffers_of(node)}
     gradients = {key for out in backward.returned for key, _ in buffers_of(out)}
@@ -94,14 +94,10 @@ def find_halves(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, ma
     )
 
 
-def _handed(fw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
-    return [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
-
-
 def _early_gradients(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> list[fx.Node]:
     """Saved forward nodes that are gradients already, and that the backward returns in the same memory."""
     by_name = {node.name: node for node in placeholders(bw)}
-    saved = [out for out in outputs(fw)[num_fwd_outputs:] if isinstance(out, fx.Node)]
+    saved = handed_over(fw, num_fwd_outputs)
     marked = [node for node in saved if node.meta.get("actcomp") == GRADIENT and node.name in by_name]
     return [node for node in marked if _is_returned(by_name[node.name])]
 

@@ -121,6 +121,13 @@ def is_view(node: fx.Node) -> bool:
     return node.op == "call_function" and (op_name(node) in VIEWS or node.target is operator.getitem)
 
 
+def base_of(node: fx.Node) -> fx.Node:
+    """The node that a view is one of, which is no view."""
+    while is_view(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
 def is_predicate(node: fx.Node) -> bool:
     """Discontinuous with a finite result, or bool: what can be saved exactly in bits."""
     val = node.meta.get("val")

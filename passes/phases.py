@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxcompress import compat
-from fxcompress.passes.find_saved import outputs, placeholders
+from fxcompress.passes.find_saved import is_tangent, outputs, placeholders
 from fxcompress.passes.save_early import may_move, place_early
 from fxcompress.passes.traits import Traits, traits_of
 
@@ -120,7 +120,7 @@ def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
     """The backward's nodes from the first reader of a tangent on, what they need besides right before them."""
     placed: dict[fx.Node, None] = {}
     ordered = sorted(backward, key=order.__getitem__)
-    start = next((i for i, node in enumerate(ordered) if any(map(_is_tangent, node.all_input_nodes))), 0)
+    start = next((i for i, node in enumerate(ordered) if any(map(is_tangent, node.all_input_nodes))), 0)
     for node in ordered[start:] + ordered[:start]:
         if all(item in placed or item not in backward for item in node.all_input_nodes):
             placed[node] = None
@@ -132,8 +132,4 @@ def _lazily(backward: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
 
 def is_forward_input(node: fx.Node) -> bool:
     """Whether the forward is given it, and not the backward alone, as what gradients start from is."""
-    return node.op == "placeholder" and not _is_tangent(node)
-
-
-def _is_tangent(node: fx.Node) -> bool:
-    return node.op == "placeholder" and "tangents" in str(node.target)
+    return node.op == "placeholder" and not is_tangent(node)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxcompress.codecs import lowering
+from fxcompress.passes.alias import is_static
 from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.ops import MOVES, is_random, op_name
 from fxcompress.plan import ATEN, OPERATOR, TRITON
@@ -46,9 +47,8 @@ def _lowering_of(encoding: Encoding, kernels: bool, outline: bool) -> str:
 def _is_kernel(encoding: Encoding) -> bool:
     """Whether a kernel of ours encodes it in fewer launches or bytes than Inductor's would, or that may fail."""
     val, codec = encoding.source.meta["val"], encoding.codec
-    static = all(isinstance(size, int) for size in (*val.shape, *val.stride()))
     lossy = codec.contract.kind != "exact"
-    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source) or (lossy and not static)
+    several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source) or (lossy and not is_static(val))
     return several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
 
 

@@ -12,7 +12,8 @@ from torch import fx
 
 from fxcompress.passes.alias import storage_key, storage_nbytes
 from fxcompress.passes.find_saved import placeholders
-from fxcompress.passes.ops import is_view, op_name
+from fxcompress.passes.ops import base_of, is_view, op_name
+from fxcompress.passes.splice import same_view
 
 
 def pin_products(fw: fx.GraphModule, bw: fx.GraphModule) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def _waiting_nbytes(
     waiting: dict[int, int] = {}
     for operand in product.all_input_nodes:
         key = storage_key(operand)
-        if key is not None and _base(operand).name not in held and last[key] < order[total]:
+        if key is not None and base_of(operand).name not in held and last[key] < order[total]:
             waiting[key] = storage_nbytes(operand.meta["val"])
     return sum(waiting.values())
 
@@ -81,18 +82,9 @@ def _last_uses(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[int, int]:
     return last
 
 
-def _base(node: fx.Node) -> fx.Node:
-    while is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
-
-
 def _read_through_view(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    val = node.meta["val"]
     (user,) = node.users
     with graph.inserting_after(node):
-        # Inductor removes every spelling of "the same view" but this one.
-        view = graph.call_function(torch.ops.aten.as_strided.default, (node, list(val.shape), list(val.stride())))
-    view.meta = {**node.meta, "val": val.as_strided(val.shape, val.stride())}
+        view = same_view(graph, node, node)
     user.replace_input_with(node, view)
     return view

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxcompress.passes.alias import storage_key
-from fxcompress.passes.find_saved import layer_of, outputs, placeholders, source_of
+from fxcompress.passes.find_saved import handed_over, layer_of, placeholders, source_of
 from fxcompress.passes.join_steps import Buffer
 from fxcompress.passes.liveness import Half, Machine, find_halves, simulate
 from fxcompress.timeline import Life, Moment, PhaseName, Timeline
@@ -30,8 +30,8 @@ def record_memory(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int, 
     moments = _moments(fw, forward, "forward") + _moments(bw, backward, "backward")
     lives, rest = _lives(fw, forward, 0), _lives(bw, backward, turn)
     arrived = {node.name: storage_key(node) for node in placeholders(bw)}
-    for node in outputs(fw)[num_fwd_outputs:]:
-        if not isinstance(node, fx.Node) or (key := storage_key(node)) is None or key not in lives:
+    for node in handed_over(fw, num_fwd_outputs):
+        if (key := storage_key(node)) is None or key not in lives:
             continue
         then = rest.pop(arrived.get(node.name) or 0, None)
         last = max(lives[key].last, then.last if then else turn - 1)

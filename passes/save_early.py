@@ -16,7 +16,7 @@ from fxcompress.compat import OpOverload
 from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.follow import ancestors
 from fxcompress.passes.joint_outputs import is_mutating
-from fxcompress.passes.ops import GRADIENT, is_random, is_view
+from fxcompress.passes.ops import GRADIENT, base_of, is_random, is_view
 from fxcompress.passes.splice import PREFIX
 from fxcompress.passes.traits import buffers_of
 
@@ -99,7 +99,7 @@ def _release(
     """From where on operands wait for nothing but `target` that hold as much as it may take; -1 if none do."""
     held: dict[fx.Node, int] = {}
     for node in operands:
-        root = _root(node)
+        root = base_of(node)
         if root in order:
             held[root] = max(held.get(root, 0), _nbytes(node))
     last = {root: _last_reader(root, late, order, returned) for root in held}
@@ -113,12 +113,6 @@ def _release(
 
 def _nbytes(node: fx.Node) -> int:
     return sum(size for _, size in buffers_of(node))
-
-
-def _root(node: fx.Node) -> fx.Node:
-    while is_view(node):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _last_reader(root: fx.Node, late: Set[fx.Node], order: Mapping[fx.Node, int], returned: Set[fx.Node]) -> int:

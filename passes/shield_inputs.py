@@ -12,8 +12,10 @@ states.
 import torch
 from torch import fx
 
+from fxcompress.passes.alias import is_static
 from fxcompress.passes.find_saved import placeholders
 from fxcompress.passes.ops import op_name
+from fxcompress.passes.splice import same_view
 
 _OPERANDS = {"convolution": (0, 1), "convolution_backward": (1, 2)}
 
@@ -47,11 +49,8 @@ def _convolved(gm: fx.GraphModule) -> set[fx.Node]:
 
 
 def _read_through_view(gm: fx.GraphModule, node: fx.Node, user: fx.Node) -> None:
-    val = node.meta["val"]
     with gm.graph.inserting_before(user):
-        # Inductor removes every spelling of "the same view" but this one.
-        view = gm.graph.call_function(torch.ops.aten.as_strided.default, (node, list(val.shape), list(val.stride())))
-    view.meta = {**user.meta, "val": val.as_strided(val.shape, val.stride())}
+        view = same_view(gm.graph, node, user)
     user.replace_input_with(node, view)
 
 
@@ -63,4 +62,4 @@ def _is_static_map(val: object) -> bool:
     """Inductor converts tensors of four dimensions."""
     if not isinstance(val, torch.Tensor) or val.dim() != 4:
         return False
-    return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
+    return is_static(val)

@@ -9,7 +9,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_codec_nodes import find_codec_nodes
-from fxcompress.passes.ops import is_view, op_name
+from fxcompress.passes.ops import base_of, is_view, op_name
 from fxcompress.passes.traits import traits_of
 
 _GATHERS = frozenset("index _unsafe_index _unsafe_masked_index index_select gather embedding".split())
@@ -30,7 +30,7 @@ def store_gathered(bw: fx.GraphModule) -> tuple[str, ...]:
             decoded.add(node)
         if node.op != "call_function" or op_name(node) not in _GATHERS:
             continue
-        source = _behind_views(node.args[0])
+        source = base_of(node.all_input_nodes[0])
         if source in decoded and _generated(source) and numel_of(node) >= _TIMES * numel_of(source):
             compat.store_in_memory(source)
             decoded.remove(source)
@@ -41,10 +41,3 @@ def store_gathered(bw: fx.GraphModule) -> tuple[str, ...]:
 def _generated(node: fx.Node) -> bool:
     """Whether Inductor may compute it where it is read; views are, of what they view."""
     return is_view(node) or traits_of(node).pointwise
-
-
-def _behind_views(node: object) -> fx.Node:
-    assert isinstance(node, fx.Node)
-    while is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node

@@ -18,6 +18,7 @@ from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.codecs.operators import describe
 from fxcompress.codecs.order import MemoryOrder, from_rows, is_dense, to_rows
+from fxcompress.passes.alias import is_static
 from fxcompress.passes.cast_last import cast_last
 from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import placeholders
@@ -183,14 +184,10 @@ def _short_name(target: Callable[..., Any]) -> str:
 def _key(encoding: Encoding) -> object:
     """Equal for encodings that one template serves; symbolic sizes are nobody else's."""
     val = encoding.source.meta["val"]
-    if not _is_static(val):
+    if not is_static(val):
         return encoding.source
     place = (tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
     return (encoding.codec, encoding.lowering, encoding.order, *place)
-
-
-def _is_static(val: torch.Tensor) -> bool:
-    return all(isinstance(size, int) for size in (*val.shape, *val.stride()))
 
 
 def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:
@@ -257,7 +254,7 @@ def _empty_payload(encoding: Encoding) -> list[torch.Tensor]:
 
 
 def _how(val: torch.Tensor, decompositions: object) -> dict[str, Any]:
-    return {"tracing_mode": "real" if _is_static(val) else "symbolic", "decomposition_table": decompositions}
+    return {"tracing_mode": "real" if is_static(val) else "symbolic", "decomposition_table": decompositions}
 
 
 def clean(gm: fx.GraphModule) -> fx.GraphModule:
