@@ -15,6 +15,7 @@ from torch import fx
 
 from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_signs import Signs, find_signs
+from fxcompress.passes.follow import joined
 from fxcompress.passes.ops import MOVES, is_predicate, op_name
 
 _CARRY = MOVES | frozenset("mul neg gather index index_select cumsum where masked_fill".split())
@@ -46,7 +47,7 @@ def find_amplified(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.
                 found.setdefault(name, f"{reason} ({node.name})")
         carries = op_name(node) in _CARRY
         if carries or node not in gradients:
-            behind[node] = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
+            behind[node] = joined(behind, node.all_input_nodes)
         slopes = [steep[arg] for arg in node.all_input_nodes if carries and arg in steep]
         divisor = _divisor(node, signs) if node in gradients else None
         if divisor is not None:

@@ -18,7 +18,7 @@ from torch import fx
 
 from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
-from fxcompress.passes.follow import follow
+from fxcompress.passes.follow import follow, joined
 from fxcompress.passes.ops import GEMMS, MOVES, is_real, op_name
 
 _SCALES = frozenset("mul div neg".split())
@@ -44,7 +44,7 @@ def find_compared(
     for node in bw.graph.nodes:
         if node.op != "call_function" or node in gradients:
             continue
-        behind[node] = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
+        behind[node] = joined(behind, node.all_input_nodes)
         if behind[node] and _pairs_up(node):
             found |= {name: f"{_DIFFERENCE} ({node.name})" for name in sorted(behind[node])}
     distances = {pair.fw for pair in pairs if pair.bw in sources and _is_expanded(pair.fw)}

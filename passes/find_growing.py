@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
-from fxcompress.passes.follow import follow
+from fxcompress.passes.follow import follow, joined
 from fxcompress.passes.ops import GEMMS, MOVES, is_view, op_name
 
 _CARRY = MOVES | frozenset("add sub neg mul div where masked_fill index gather index_select tril triu cumsum".split())
@@ -69,7 +69,7 @@ def _multiplying(
     summed = set(running)
     for node in bw.graph.nodes:
         inputs = node.all_input_nodes
-        reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in inputs))
+        reached = joined(behind, inputs)
         if node.op != "call_function" or node in gradients or not reached:
             continue
         behind[node] = reached

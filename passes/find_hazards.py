@@ -17,6 +17,7 @@ from torch import fx
 
 from fxcompress.compat import HigherOrderOperator, OpOverload
 from fxcompress.passes.find_signs import Signs, find_signs
+from fxcompress.passes.follow import joined
 from fxcompress.passes.ops import is_predicate, op_name
 
 _KNOWN = ("aten", "prims", "inductor_prims", "_c10d_functional", "c10d_functional")
@@ -58,7 +59,7 @@ def find_hazards(bw: fx.GraphModule, sources: set[fx.Node], gradients: set[fx.No
     for node in bw.graph.nodes:
         if node.op != "call_function" or op_name(node).startswith("sym_"):  # a size does not depend on values
             continue
-        reached = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
+        reached = joined(behind, node.all_input_nodes)
         if not reached:
             continue
         for arg, reason in _hazards(node, behind, signs):

@@ -229,7 +229,8 @@ class _Search:
         """The one tangent that the region depends on, and the calls that lead from it to the region."""
         chain: set[fx.Node] = set()
         roots: set[fx.Node] = set()
-        pending = [arg for node in members for arg in node.all_input_nodes if arg in self.tangents - members]
+        outside = self.tangents - members
+        pending = [arg for node in members for arg in node.all_input_nodes if arg in outside]
         while pending:
             node = pending.pop()
             if node.op == "placeholder":

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.find_ramps import find_ramps
-from fxcompress.passes.follow import follow
+from fxcompress.passes.follow import follow, joined
 from fxcompress.passes.ops import is_pointwise, is_predicate, op_name
 
 _PLACES = frozenset("select_backward slice_backward select_scatter slice_scatter".split())
@@ -48,7 +48,7 @@ def _reached(bw: fx.GraphModule, tangents: Set[fx.Node], behind: Sources, gradie
         carries = node in gradients and node.op != "placeholder" and _carries(node)
         if carries and first.issuperset(arg for arg in inputs if arg in gradients):
             first.add(node)
-            found |= frozenset() if _is_summed(node) else _read(node, behind)
+            found |= frozenset() if _is_summed(node) else joined(behind, node.all_input_nodes)
     return found
 
 
@@ -60,7 +60,7 @@ def _behind(
     behind = {node: frozenset([node]) for node in sources if node not in ramps}
     for node in nodes:
         if node.op == "call_function" and node not in gradients and node not in ramps and not is_predicate(node):
-            behind[node] = _read(node, behind)
+            behind[node] = joined(behind, node.all_input_nodes)
     return behind
 
 
@@ -72,7 +72,7 @@ def _scaled(bw: fx.GraphModule, behind: Sources, gradients: Set[fx.Node]) -> set
     found: set[fx.Node] = set()
     for node in reversed(bw.graph.nodes):
         users = [user for user in node.users if not _ends_in_sum(user)] if node in gradients else []
-        if users and all(_carries(user) and (user in found or _read(user, behind)) for user in users):
+        if users and all(_carries(user) and (user in found or joined(behind, user.all_input_nodes)) for user in users):
             found.add(node)
     return found
 
@@ -95,10 +95,6 @@ def _is_summed(node: fx.Node) -> bool:
 
 def _carries(node: fx.Node) -> bool:
     return node.op == "call_function" and (is_pointwise(node) or op_name(node) in _PLACES)
-
-
-def _read(node: fx.Node, behind: Sources) -> frozenset[fx.Node]:
-    return frozenset[fx.Node]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
 
 
 def _is_scalar(node: fx.Node) -> bool:

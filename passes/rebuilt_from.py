@@ -5,6 +5,7 @@ from collections.abc import Iterable, Set
 from torch import fx
 
 from fxcompress.passes.find_saved import SavedPair
+from fxcompress.passes.follow import joined
 
 
 def rebuilt_from(
@@ -25,7 +26,7 @@ def rebuilt_from(
     behind = {node: frozenset([node.name]) for node in sources}
     for node in bw.graph.nodes:
         if node.op == "call_function" and node not in gradients:
-            behind[node] = frozenset[str]().union(*(behind.get(arg, frozenset()) for arg in node.all_input_nodes))
+            behind[node] = joined(behind, node.all_input_nodes)
             if node.name in names:
                 found |= behind[node]
     return found

@@ -15,6 +15,7 @@ from torch import fx
 from fxcompress import compat
 from fxcompress.codecs import lowering
 from fxcompress.passes.alias import storage_nbytes
+from fxcompress.passes.follow import joined
 from fxcompress.passes.ops import is_real, is_view
 from fxcompress.passes.traits import is_opaque, is_read_behind_a_call, traits_of
 
@@ -55,7 +56,7 @@ def find_sums(graph: fx.Graph, members_of: Callable[[], Set[fx.Node]] | None = N
             continue
         if not (is_view(node) or traits_of(node).pointwise):
             continue
-        terms[node] = frozenset[fx.Node]().union(*(terms.get(arg, frozenset()) for arg in node.all_input_nodes))
+        terms[node] = joined(terms, node.all_input_nodes)
         if not is_view(node) and _is_large_sum(node, terms[node]) and is_read_behind_a_call(node, order, calls):
             terms[node] = frozenset({node})
             found.append(node)
