@@ -9,11 +9,11 @@ mean square of all. So the middle of the draws must exceed a prediction to raise
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from fxcompress.adjoint import Squares, Stored
 from fxcompress.passes.choose import Encoding
-from fxcompress.passes.fill_rows import encoded_nbytes
 from fxcompress.perturbation import Repeater
 from fxcompress.solve.error_limit import Way, cheapest
 
@@ -83,7 +83,6 @@ def _corrected(squares: Sequence[float], entry: Stored, excess: float, coarse: f
 
 def _ways(encoding: Encoding, entry: Stored, squares: Sequence[float]) -> list[Way]:
     """Kept, and at each width."""
-    dtype = encoding.source.meta["val"].dtype
-    sizes = [encoded_nbytes(codec, encoding.order, dtype) for codec in entry.codecs]
+    sizes = [replace(encoding, codec=codec).nbytes for codec in entry.codecs]
     packed = [Way(float(size), square) for size, square in zip(sizes, squares, strict=True)]
     return [Way(float(encoding.storage.nbytes), 0.0), *packed]

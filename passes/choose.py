@@ -56,6 +56,11 @@ class Encoding:
     order: MemoryOrder
     lowering: str = ATEN
 
+    @property
+    def nbytes(self) -> int:
+        """Exact payload bytes; symbolic sizes enter by their hint."""
+        return encoded_nbytes(self.codec, self.order, self.source.meta["val"].dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -223,7 +228,7 @@ def _admit(
         zeros = need.endswith("+mask") and not codecs.params(codec).get("zero_preserving")
         problem = problem or inexact or ("its zeros must stay exact" if zeros else "")
     try:
-        nbytes = encoded_nbytes(codec, encoding.order, dtype)
+        nbytes = encoding.nbytes
     except OptionError as error:
         raise PlanError(f"plan: {decision.tensor.name!r}: {error}") from error
     if not problem and not nbytes == decision.nbytes < encoding.storage.nbytes:
@@ -246,11 +251,13 @@ def _source(storage: Storage) -> fx.Node:
 
 
 def _decide(members: list[SavedTensor], encoding: Encoding | None, reason: str) -> list[Decision]:
+    first = decision_of(members[0], encoding, reason)
+    return [first, *(Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:])]
+
+
+def decision_of(tensor: SavedTensor, encoding: Encoding | None, reason: str) -> Decision:
+    """What is recorded of the first tensor of a storage that is encoded so, or kept (None)."""
     if encoding is None:
-        first = [Decision(members[0], KEEP, (), members[0].storage_nbytes, reason)]
-        return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]
-    codec = encoding.codec
-    nbytes = encoded_nbytes(codec, encoding.order, encoding.source.meta["val"].dtype)
-    params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(codec).items()))  # type: ignore[arg-type]
-    first = [Decision(members[0], codec.name, params, nbytes, reason, row=encoding.order.row)]
-    return first + [Decision(member, SHARED, (), 0, f"view of {members[0].name}") for member in members[1:]]
+        return Decision(tensor, KEEP, (), tensor.storage_nbytes, reason)
+    params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(encoding.codec).items()))  # type: ignore[arg-type]
+    return Decision(tensor, encoding.codec.name, params, encoding.nbytes, reason, row=encoding.order.row)

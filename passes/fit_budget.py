@@ -12,14 +12,13 @@ from torch import fx
 
 from fxcompress import codecs, costs
 from fxcompress.passes.alias import Storage
-from fxcompress.passes.choose import Choice, Encoding
+from fxcompress.passes.choose import Choice, Encoding, decision_of
 from fxcompress.passes.codec_memory import working_sizes
-from fxcompress.passes.fill_rows import encoded_nbytes
 from fxcompress.passes.find_saved import outputs, placeholders
 from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
-from fxcompress.plan import KEEP, Decision, Param
+from fxcompress.plan import Decision
 from fxcompress.solve.allocate import allocate
 from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option
@@ -123,7 +122,7 @@ def option_of(way: Encoding | None, lifetime: Lifetime, machine: Machine, error_
     if way is None:
         return Option(0.0, tuple(lifetime.kept()))
     val = way.source.meta["val"]
-    packed = encoded_nbytes(way.codec, way.order, val.dtype)
+    packed = way.nbytes
     bits = None if way.codec.contract.kind == "exact" else way.codec.bits
     rates = costs.rates_of(val.device, fused=machine.fused)
     seconds = code_cost_s(lifetime.nbytes, packed, bits, error_s_per_byte * lifetime.nbytes, rates)
@@ -136,15 +135,11 @@ def _narrowed(choice: Choice, taken: dict[fx.Node, Encoding | None]) -> Choice:
     encodings = tuple(way for e in choice.encodings if (way := taken.get(e.storage.root, e)) is not None)
     first = {e.storage.members[0].bw.name: taken.get(e.storage.root, e) for e in choice.encodings}
     decisions = tuple(
-        _decision(decision, first[decision.tensor.name]) if decision.tensor.name in first else decision
+        _redecided(decision, first[decision.tensor.name]) if decision.tensor.name in first else decision
         for decision in choice.decisions
     )
     return Choice(decisions, encodings)
 
 
-def _decision(decision: Decision, way: Encoding | None) -> Decision:
-    if way is None:
-        return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, "the budget is met without")
-    params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(way.codec).items()))  # type: ignore[arg-type]
-    nbytes = encoded_nbytes(way.codec, way.order, way.source.meta["val"].dtype)
-    return Decision(decision.tensor, way.codec.name, params, nbytes, decision.reason, row=way.order.row)
+def _redecided(decision: Decision, way: Encoding | None) -> Decision:
+    return decision_of(decision.tensor, way, decision.reason if way is not None else "the budget is met without")

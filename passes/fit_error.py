@@ -10,21 +10,19 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fxcompress import codecs
 from fxcompress.error_table import GraphErrors
 from fxcompress.errors import AccuracyError, BudgetError, PlanError
 from fxcompress.facts import SavedTensor
 from fxcompress.options import Options
 from fxcompress.passes.alias import Storage
-from fxcompress.passes.choose import Choice, Encoding, strictest
-from fxcompress.passes.fill_rows import encoded_nbytes
+from fxcompress.passes.choose import Choice, Encoding, decision_of, strictest
 from fxcompress.passes.find_rules import find_rules
 from fxcompress.passes.fit_budget import groups_of, option_of
 from fxcompress.passes.lifetimes import find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
 from fxcompress.passes.pick_codec import pick_codec
-from fxcompress.plan import KEEP, Accuracy, Decision, Param
+from fxcompress.plan import KEEP, Accuracy, Decision
 from fxcompress.solve.error_limit import Chosen, Way, cheapest, within_peak
 from fxcompress.solve.repair import lowest_peak
 
@@ -154,12 +152,8 @@ def _error_of(encoding: Encoding, errors: GraphErrors) -> float:
     return error
 
 
-def _nbytes(encoding: Encoding) -> int:
-    return encoded_nbytes(encoding.codec, encoding.order, encoding.source.meta["val"].dtype)
-
-
 def _way(storage: Storage, candidate: Candidate) -> Way:
-    nbytes = storage.nbytes if candidate.encoding is None else _nbytes(candidate.encoding)
+    nbytes = storage.nbytes if candidate.encoding is None else candidate.encoding.nbytes
     return Way(float(nbytes), candidate.rel_error**2)
 
 
@@ -194,17 +188,9 @@ def _within(
 
 
 def _decision(decision: Decision, candidate: Candidate, limit: float) -> Decision:
-    encoding = candidate.encoding
-    if encoding is None:
-        if decision.codec == KEEP:
-            return decision
-        return Decision(decision.tensor, KEEP, (), decision.tensor.storage_nbytes, f"kept under max_error={limit:g}")
-    params: tuple[tuple[str, Param], ...] = tuple(sorted(codecs.params(encoding.codec).items()))  # type: ignore[arg-type]
-    return replace(
-        decision,
-        codec=encoding.codec.name,
-        params=params,
-        nbytes=_nbytes(encoding),
-        row=encoding.order.row,
-        predicted_error=candidate.rel_error,
-    )
+    if candidate.encoding is not None:
+        stored = decision_of(decision.tensor, candidate.encoding, decision.reason)
+        return replace(stored, predicted_error=candidate.rel_error)
+    if decision.codec == KEEP:
+        return decision
+    return decision_of(decision.tensor, None, f"kept under max_error={limit:g}")
