@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, Options] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model under one variant. Bytes; times relative to the variant named in `step_over`."""
+    """One model under one variant. Bytes; times relative to those of `actcomp-whole`."""
 
     model: str
     variant: str

@@ -87,7 +87,7 @@ def capture(
 
 
 def capture_module(module: torch.nn.Module, inputs: Sequence[Any], partition: Partition = "bases") -> Pair:
-    """`capture` of a module; its parameters and buffers come first among the inputs (see `state_names`)."""
+    """`capture` of a module; its parameters and buffers come first among the inputs."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names = list(state)
 
@@ -95,12 +95,6 @@ def capture_module(module: torch.nn.Module, inputs: Sequence[Any], partition: Pa
         return torch.func.functional_call(module, dict(zip(names, flat, strict=False)), flat[len(names) :])
 
     return capture(function, (*state.values(), *inputs), partition)
-
-
-def state_names(pair: Pair, module: torch.nn.Module) -> list[str]:
-    """The forward placeholders that stand for a captured module's parameters and buffers."""
-    count = len(list(module.parameters())) + len(list(module.buffers()))
-    return [node.name for node in placeholders(pair.fw)[:count]]
 
 
 def fixed_numbers(like: torch.Tensor) -> torch.Tensor:

@@ -99,15 +99,15 @@ def drop_unused(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair]) 
     return gone
 
 
-def copy_node(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], name: str | None = None) -> fx.Node:
-    """Copy a call to `graph` at its insertion point, arguments translated by `env`."""
+def copy_node(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], name: str) -> fx.Node:
+    """Copy a call to `graph` as `name`, at its insertion point, arguments translated by `env`."""
 
     def translate(arg: fx.Node) -> fx.Node:
         return env[arg]
 
     args = fx.map_arg(node.args, translate)
     kwargs = fx.map_arg(node.kwargs, translate)
-    new = graph.create_node(node.op, node.target, args, kwargs, name=name or node.name)
+    new = graph.create_node(node.op, node.target, args, kwargs, name=name)
     new.meta = copy.copy(node.meta)
     env[node] = new
     return new

@@ -52,11 +52,6 @@ def philox(
     return c0, c1, c2, c3
 
 
-def group_index(word: torch.Tensor) -> torch.Tensor:
-    """int64 `[*lead, groups]`: the row-major index of each group. `word` gives shape and device."""
-    return torch.arange(word.numel(), dtype=torch.int64, device=word.device).reshape(word.shape)
-
-
 def words(
     salt: int | torch.Tensor, word: torch.Tensor, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

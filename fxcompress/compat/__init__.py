@@ -47,9 +47,6 @@ from fxcompress.compat.trees import tensors_in as tensors_in
 from fxcompress.compat.triton_calls import triton_node as triton_node
 from fxcompress.compat.triton_calls import triton_nodes as triton_nodes
 
-TESTED = ("2.11", "2.13")
-"""Oldest (read) and newest (run) torch minor that the names below were checked in."""
-
 
 def inductor_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """`torch._inductor.decomposition.select_decomp_table()`: run in 2.13, read in 2.11."""

@@ -16,7 +16,6 @@ _LARGEST = tl.constexpr(2.0**125)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
 _NAN_WORD = tl.constexpr(0x7FC00000)
 _FIXED = tl.constexpr(0x4B000000)
-_INTEGER = tl.constexpr(0x4F000000)
 
 
 @triton.jit
@@ -102,7 +101,7 @@ def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr
 
 @triton.jit
 def _code(x, zero, inverse, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
-    """uint32: `_FIXED` plus the code in 1/256, or `_INTEGER` plus the rounded code."""
+    """uint32: `_FIXED` plus the code in 1/256, or the bits of 2³¹ plus the rounded code."""
     steps = (x - zero) * inverse
     if ZERO_PRESERVING:
         # The maximum also sends NaN to the lowest positive code.
