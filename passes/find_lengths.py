@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import MOVES, op_name
+from fxcompress.passes.ops import MOVES, is_square, op_name
 
 _ROOTS = frozenset(["sqrt", "rsqrt"])
 
@@ -26,10 +26,7 @@ def _is_length(node: fx.Node, value: fx.Node) -> bool:
     if op_name(node) == "linalg_vector_norm":
         order = node.args[1] if len(node.args) > 1 else 2
         return bool(order == 2) and _is_along_rows(node.args[2] if len(node.args) > 2 else None, value)
-    squares = (op_name(node) == "pow" and node.args[1] == 2) or (
-        op_name(node) == "mul" and node.args[0] is node.args[1]
-    )
-    sums = [user for user in node.users if op_name(user) == "sum" and len(user.args) > 1] if squares else []
+    sums = [user for user in node.users if op_name(user) == "sum" and len(user.args) > 1] if is_square(node) else []
     return any(_is_along_rows(total.args[1], value) and any(map(_is_root, total.users)) for total in sums)
 
 

@@ -18,7 +18,7 @@ from fxcompress.compat.tracing import stated_number
 from fxcompress.passes.alias import hint
 from fxcompress.passes.follow import follow
 from fxcompress.passes.keep_extremes import BOTH, EXTREME, LOW, NONE, carried, ends, kept, sign_of, squashes
-from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_real, is_view, op_name
+from fxcompress.passes.ops import GEMMS, MOVES, is_attention, is_predicate, is_real, is_square, is_view, op_name
 
 _CARRY = MOVES | frozenset(
     "add sub mul div neg where masked_fill maximum minimum index index_select gather select_scatter slice_scatter "
@@ -37,7 +37,7 @@ _SOFTMAXES = frozenset("_softmax _safe_softmax softmax _log_softmax log_softmax 
 _LOGARITHMS = frozenset("logaddexp logcumsumexp log_sigmoid_forward binary_cross_entropy_with_logits".split())
 """Whose derivative is 0 or 1 far below zero, though their result may be as far."""
 _COMPARISONS = frozenset("lt le gt ge eq ne isinf isfinite".split())
-_SPREADS = GEMMS | frozenset("pow square var var_mean".split())
+_SPREADS = GEMMS | frozenset("pow var var_mean".split())
 """What makes NaN of it, or an infinity that means nothing."""
 _ALIKE = MOVES | frozenset("add sub mul div neg".split())
 
@@ -123,14 +123,10 @@ def _spread(fw: fx.GraphModule) -> set[fx.Node]:
     for node in reversed(fw.graph.nodes):
         for user in node.users:
             name = op_name(user)
-            spreads = name in _SPREADS or "_norm" in name or "convolution" in name or _squares(user)
+            spreads = name in _SPREADS or "_norm" in name or "convolution" in name or is_square(user)
             if spreads or (user in found and name in _ALIKE):
                 found.add(node)
     return found
-
-
-def _squares(node: fx.Node) -> bool:
-    return op_name(node) == "mul" and len(node.args) == 2 and node.args[0] is node.args[1]
 
 
 def _given(fw: fx.GraphModule, learned: Set[fx.Node]) -> set[fx.Node]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 
 from torch import fx
 
-from fxcompress.passes.ops import MOVES, op_name
+from fxcompress.passes.ops import MOVES, is_square, op_name
 
 _BENT = frozenset(["erf", "exp", "sigmoid", "tanh"])
 _SLOPES = frozenset(f"{name}_backward" for name in "elu gelu hardswish log_sigmoid mish silu softplus".split())
@@ -50,10 +50,6 @@ def _near(node: fx.Node, beside: Callable[[fx.Node], Iterable[fx.Node]]) -> Iter
 
 def _unscaled(node: fx.Node) -> fx.Node:
     """What `node` is a multiple of by a number, or moved from."""
-    while (op_name(node) in MOVES or op_name(node) == "mul") and len(node.all_input_nodes) == 1 and not _squares(node):
+    while (op_name(node) in MOVES or op_name(node) == "mul") and len(node.all_input_nodes) == 1 and not is_square(node):
         node = node.all_input_nodes[0]
     return node
-
-
-def _squares(node: fx.Node) -> bool:
-    return sum(arg is node.all_input_nodes[0] for arg in node.args) > 1

@@ -128,6 +128,12 @@ def base_of(node: fx.Node) -> fx.Node:
     return node
 
 
+def is_square(node: fx.Node) -> bool:
+    """Whether it multiplies a value with itself."""
+    name, args = op_name(node), node.args
+    return name == "square" or (name == "pow" and args[1] == 2) or (name == "mul" and args[0] is args[1])
+
+
 def is_predicate(node: fx.Node) -> bool:
     """Discontinuous with a finite result, or bool: what can be saved exactly in bits."""
     val = node.meta.get("val")
