@@ -16,7 +16,7 @@ from torch import fx
 from fxcompress.passes.alias import numel_of
 from fxcompress.passes.find_saved import SavedPair
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import MOVES, is_real, op_name
+from fxcompress.passes.ops import MOVES, is_real, is_square, op_name
 from fxcompress.passes.rebuilt_from import rebuilt_from
 
 _SCALES = MOVES | frozenset("div mul sub add neg masked_fill".split())
@@ -83,15 +83,9 @@ def _whole(node: fx.Node) -> list[fx.Node]:
 
 def _has_length(node: fx.Node) -> bool:
     """Whether lengths of its rows are taken: a norm, or a sum of its squares."""
-    for user in node.users:
-        if op_name(user) == "linalg_vector_norm":
-            return True
-        squares = (op_name(user) == "pow" and user.args[1] in (2, 2.0)) or (
-            op_name(user) == "mul" and user.all_input_nodes == [node]
-        )
-        if squares and any(op_name(total) == "sum" for total in user.users):
-            return True
-    return False
+    lengths = (op_name(user) == "linalg_vector_norm" for user in node.users)
+    squares = filter(is_square, node.users)
+    return any(lengths) or any(op_name(total) == "sum" for square in squares for total in square.users)
 
 
 def _numel(node: fx.Node) -> int:

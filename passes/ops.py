@@ -131,7 +131,7 @@ def base_of(node: fx.Node) -> fx.Node:
 def is_square(node: fx.Node) -> bool:
     """Whether it multiplies a value with itself."""
     name, args = op_name(node), node.args
-    return name == "square" or (name == "pow" and args[1] == 2) or (name == "mul" and args[0] is args[1])
+    return name == "square" or (name == "pow" and bool(args[1] == 2)) or (name == "mul" and args[0] is args[1])
 
 
 def is_predicate(node: fx.Node) -> bool:

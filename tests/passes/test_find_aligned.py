@@ -28,6 +28,7 @@ ALIGNED: dict[str, Loss] = {
 NOT_ALIGNED: dict[str, Loss] = {
     "contrastive": lambda x, y: F.cross_entropy(F.normalize(x) @ F.normalize(y).T / 0.1, torch.arange(64)),
     "gated sum": lambda x, y: (x.sigmoid() * x.sin()).sum(-1).square().mean(),
+    "half a sum": lambda x, y: ((x.sigmoid() * x.sin()).sum(-1) + (x.sin() * 0.5).sum(-1)).square().mean(),
     "normalized": lambda x, y: (F.normalize(x) * y.cos()).tanh().mean(),
 }
 
