@@ -1,8 +1,9 @@
 """The largest batch whose training step fits a memory, with and without compression, on fake tensors alone.
 
-`max_batch(factory, memory_bytes, …)` traces the model at a few batch sizes and adds up what is alive at the predicted
-peak (`footprint.Footprint`). Every answer has been traced: its batch fits and the next one does not. That nothing above
-fits again is assumed. Not counted: the working memory of the optimizer's own step, fragmentation, the device's context.
+`max_batch(module_factory, memory_bytes, …)` traces the model at a few batch sizes and adds up what is alive at the
+predicted peak (`footprint.Footprint`). Every answer has been traced: its batch fits and the next one does not. That
+nothing above fits again is assumed. Not counted: the working memory of the optimizer's own step, fragmentation, the
+device's context.
 """
 
 from collections.abc import Callable, Sequence

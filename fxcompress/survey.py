@@ -1,6 +1,6 @@
 """Everything that a report shows of a model: plans, timelines, graphs, and other settings beside the one asked for.
 
-`survey(factory, inputs, options)` runs the model on fake tensors as `explain` does, once under PyTorch's own cut and
+`survey(module_factory, …)` runs the model on fake tensors as `explain` does, once under PyTorch's own cut and
 once per setting. All of it is predicted: bytes and seconds are models, and the error is one of the stored values, not
 of the gradient.
 """

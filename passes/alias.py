@@ -1,8 +1,8 @@
 """Group saved tensors by the storage they live in, for bytes belong to storages and not to tensors.
 
-`find_storages(fw, pairs)` returns one `Storage` per distinct storage among the saved tensors, with the node that made
-it and who else holds it. The grouping follows the fake tensors' own storages, and the root is the first node of the
-graph with that storage. Read-only.
+`find_storages(fw, pairs, …)` returns one `Storage` per distinct storage among the saved tensors, with the node that
+made it and who else holds it. The grouping follows the fake tensors' own storages, and the root is the first node of
+the graph with that storage. Read-only.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The specification of a legal pair, checked after every rewrite.
 
-`check(fw, bw, num_fwd_outputs)` raises `GraphError` naming node and rule. It covers what generated code would get
+`check(fw, bw, …)` raises `GraphError` naming node and rule. It covers what generated code would get
 silently wrong: a placeholder whose target is another node's name, saved values whose order, name, shape, dtype or
 stride differs between the sides, tensors without metadata, and predicates read from lossy values.
 """

@@ -1,6 +1,6 @@
 """Decide for every saved tensor how it is represented, by what the backward needs of it.
 
-`choose(saved, storages, values, options)` is one pure function from facts to decisions: exact codecs wherever a
+`choose(saved, storages, values, options, …)` is one pure function from facts to decisions: exact codecs wherever a
 static value set allows, the lossy codec at the width of the need class elsewhere, and `keep` with a reason for the
 rest. A codec is chosen only if it stores fewer bytes.
 """

@@ -1,6 +1,6 @@
 """Choose where to cut a joint graph so that the predicted peak fits a limit, at the least modelled time.
 
-`cut_within(joint, …)` tries PyTorch's own cuts, at its memory budgets too, and ours (`find_cuts`): at a range of prices
+`cut_within(gm, …)` tries PyTorch's own cuts, at its memory budgets too, and ours (`find_cuts`): at a range of prices
 per byte; at two of them, the dearer one for what is made first; at prices per moment, taken from where a cut so far has
 no room left; and, where nothing fits, cuts that differ from the best in one value. Each is fitted by `estimate_cut`,
 and the cuts are ranked: those that fit by their seconds, then the others by their peak. Read-only.

@@ -1,6 +1,7 @@
 """Find saved values whose error some backward operator would blow up, or whose use nobody can judge.
 
-`find_hazards(bw, sources)` follows each source through what the backward rebuilds from it, and returns those that meet
+`find_hazards(bw, sources, gradients)` follows each source through what the backward rebuilds from it, and returns those
+that meet
 
 - a pole or the edge of a domain (division, logarithm, root, inverse function): a code that decodes to 0 where the value
   was 0.01 makes an Inf out of a good gradient. A divisor that stays away from zero whatever the source (`1 + exp(x)`,

@@ -1,8 +1,9 @@
 """Find the part of a joint graph that exists once per token and vocabulary entry: logits, loss terms, their gradient.
 
-`find_loss(graph)` starts at a matrix product whose result is large and follows it by dataflow: what depends on it row
-by row (`token_rows`, `row_ops`) is the region; it must close with per-token values, sums over tokens and the gradients
-of the product's operands, and that gradient must be linear in one scalar tangent. Names play no part. Read-only.
+`find_loss(graph, least_nbytes)` starts at a matrix product whose result is large and follows it by dataflow: what
+depends on it row by row (`token_rows`, `row_ops`) is the region; it must close with per-token values, sums over tokens
+and the gradients of the product's operands, and that gradient must be linear in one scalar tangent. Names play no part.
+Read-only.
 """
 
 import math

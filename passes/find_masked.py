@@ -1,11 +1,11 @@
 """Find values that hold infinite or extreme entries by construction: masked attention scores and additive masks.
 
-One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0.
-So `find_masked(fw)` follows constants beyond ±1000, far outside of what activations are, through every operator that
-is not known to end them (`keep_extremes`), and with them sums of learned values with what is made of the caller's
+One such entry in a group makes the whole group's codes useless, while in the plain graph exp(-inf) is a harmless 0. So
+`find_masked(fw, learned)` follows constants beyond ±1000, far outside of what activations are, through every operator
+that is not known to end them (`keep_extremes`), and with them sums of learned values with what is made of the caller's
 tensors alone, if what reads the sum gives -inf a meaning: a softmax or log-sum-exp, or else exp, sigmoid and their
-like, where nothing would make NaN of it. The mask arguments of fused attention are such values, too. What is learned
-is no mask. Read-only.
+like, where nothing would make NaN of it. The mask arguments of fused attention are such values, too. What is learned is
+no mask. Read-only.
 """
 
 from collections.abc import Callable, Sequence, Set

@@ -1,6 +1,6 @@
 """Find what the forward graph hands to the backward graph, and whose it is.
 
-`find_saved(fw, bw)` pairs each saved tensor's forward node with its backward placeholder, in the order of the
+`find_saved(fw, bw, …)` pairs each saved tensor's forward node with its backward placeholder, in the order of the
 partition contract (torch/_functorch/partitioners.py: forward outputs end with `tensors | opaque | symints`, backward
 placeholders begin with `symints | tensors | opaque`). Read-only.
 """

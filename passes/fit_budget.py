@@ -1,7 +1,7 @@
 """Keep or encode each saved storage so that the predicted peak fits a limit, at the least modelled time.
 
-`fit_budget(fw, bw, choice, …)` takes what `choose` would encode and decides which of it to encode: a storage stays as
-it is, takes the codec chosen, or takes 8 bits where fewer were chosen. Read-only.
+`fit_budget(fw, bw, storages, choice, …)` takes what `choose` would encode and decides which of it to encode: a storage
+stays as it is, takes the codec chosen, or takes 8 bits where fewer were chosen. Read-only.
 """
 
 from collections.abc import Sequence
@@ -46,6 +46,7 @@ def code_cost_s(nbytes: int, packed_bytes: int, bits: float | None, error_s: flo
         nbytes, packed_bytes: whole and packed.
         bits: width of a lossy code, None for an exact one.
         error_s: seconds that a relative variance of 1 in this storage is worth.
+        rates: of the device.
     """
     seconds = costs.code_s(nbytes, packed_bytes, bits is not None and bits < 8, rates)
     return seconds if bits is None else seconds + error_s * VARIANCE.get(int(bits), 0.0)

@@ -1,7 +1,7 @@
 """Plans and their differences as tables for a terminal.
 
-`print_plan(plan, console)` and `print_diff(diff, console)`; `make_console` picks a width that does not cut lines when
-the output is not a terminal. Colours follow the terminal and NO_COLOR, which rich looks after.
+`print_plan(plan, console, …)` and `print_diff(difference, console, …)`; `make_console` picks a width that does not cut
+lines when the output is not a terminal. Colours follow the terminal and NO_COLOR, which rich looks after.
 """
 
 import os
