@@ -9,12 +9,12 @@ from fxcompress.codecs import maps
 from fxcompress.codecs.affine import reference
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.noise import CALL
 from fxcompress.errors import OptionError
 
 Rounding = Literal["stochastic", "nearest"]
 _DEFAULT_GROUP = {1: 64, 2: 64, 4: 128, 8: 128}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def step_contract(bits: int, rounding: Rounding, *, zero_preserving: bool) -> Contract:
@@ -56,12 +56,10 @@ class Affine:
     dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in WIDTHS:
-            raise OptionError(f"affine: bits is {self.bits!r}; choose one of {WIDTHS}")
+        check_choice(self.name, "bits", self.bits, WIDTHS)
         if not isinstance(self.group, int) or self.group < 0 or self.group % CALL:
             raise OptionError(f"affine: group is {self.group!r}; choose a multiple of {CALL}, or 0 for the default")
-        if self.rounding not in get_args(Rounding):
-            raise OptionError(f"affine: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
+        check_choice(self.name, "rounding", self.rounding, get_args(Rounding))
         if self.zero_preserving and self.bits < 2:
             raise OptionError("affine: zero_preserving takes one code for zero; choose bits=2 or more")
         if self.heads or self.dim:
@@ -88,7 +86,7 @@ class Affine:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"affine stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` uint8 and `word` int32 (scale << 16 | zero, bf16 each), whatever `dtype`."""

@@ -10,10 +10,9 @@ from fxcompress.codecs.affine.codec import Rounding, step_contract
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
 from fxcompress.codecs.block2d import reference
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.noise import CALL
 from fxcompress.errors import OptionError
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,8 @@ class Block2d:
 
     def __post_init__(self) -> None:
         maps.check_map("block2d", height=self.height, width=self.width, inner=self.inner, block=self.block)
-        if self.bits not in WIDTHS:
-            raise OptionError(f"block2d: bits is {self.bits!r}; choose one of {WIDTHS}")
-        if self.rounding not in get_args(Rounding):
-            raise OptionError(f"block2d: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
+        check_choice(self.name, "bits", self.bits, WIDTHS)
+        check_choice(self.name, "rounding", self.rounding, get_args(Rounding))
         if self.zero_preserving and self.bits < 2:
             raise OptionError("block2d: zero_preserving takes one code for zero; choose bits=2 or more")
 
@@ -76,7 +73,7 @@ class Block2d:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"block2d stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` uint8 and `word` int32 per cell, whatever `dtype`; `OptionError` for maps of other sizes."""

@@ -7,12 +7,12 @@ import torch
 
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bounded import live, reference
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.groups import LARGEST
 from fxcompress.codecs.noise import CALL
 from fxcompress.errors import OptionError
 
 WIDTHS = (2, 4, 8)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,7 @@ class Bounded:
         number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
         if not number or not live.SMALLEST <= self.eps <= live.LARGEST:
             raise OptionError(f"bounded: eps is {self.eps!r}; choose a number in 2^-100 … 2^100")
-        if self.bits not in WIDTHS:
-            raise OptionError(f"bounded: bits is {self.bits!r}; choose one of {WIDTHS}")
+        check_choice(self.name, "bits", self.bits, WIDTHS)
         if not isinstance(self.group, int) or self.group <= 0 or self.group % CALL:
             raise OptionError(f"bounded: group is {self.group!r}; choose a positive multiple of {CALL}")
         if not isinstance(self.spare, int) or self.spare < 0:
@@ -71,7 +70,7 @@ class Bounded:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"bounded stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` uint8 and `word` int32; `raw` of `dtype` and `index` int32 where there is room for a raw group."""

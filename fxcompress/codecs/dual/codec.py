@@ -8,12 +8,11 @@ import torch
 from fxcompress.codecs import maps
 from fxcompress.codecs.affine.codec import Rounding
 from fxcompress.codecs.base import Contract, Field
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.dual import reference
 from fxcompress.codecs.noise import CALL
-from fxcompress.errors import OptionError
 
 WIDTHS = (1, 2, 4)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +41,8 @@ class Dual:
 
     def __post_init__(self) -> None:
         maps.check_map("dual", height=self.height, width=self.width, inner=self.inner, block=self.block)
-        if self.bits not in WIDTHS:
-            raise OptionError(f"dual: bits is {self.bits!r}; choose one of {WIDTHS}")
-        if self.rounding not in get_args(Rounding):
-            raise OptionError(f"dual: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
+        check_choice(self.name, "bits", self.bits, WIDTHS)
+        check_choice(self.name, "rounding", self.rounding, get_args(Rounding))
 
     @property
     def name(self) -> str:
@@ -73,7 +70,7 @@ class Dual:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"dual stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`means` bf16, `codes` uint8 and `word` int32 per plane, whatever `dtype`; `OptionError` for other maps."""

@@ -6,12 +6,12 @@ from typing import Literal, get_args
 import torch
 
 from fxcompress.codecs.base import Contract, Field
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.float8 import reference
 from fxcompress.errors import OptionError
 
 Format = Literal["e4m3", "e5m2"]
 _CODE = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HALF_STEP_AT_TOP = {"e4m3": 16 / 448, "e5m2": 4096 / 57344}
 
 
@@ -31,8 +31,7 @@ class Float8:
     group: int = 128
 
     def __post_init__(self) -> None:
-        if self.format not in get_args(Format):
-            raise OptionError(f"float8: format is {self.format!r}; choose one of {get_args(Format)}")
+        check_choice(self.name, "format", self.format, get_args(Format))
         if not isinstance(self.group, int) or self.group <= 0 or self.group % 16:
             raise OptionError(f"float8: group is {self.group!r}; choose a positive multiple of 16")
 
@@ -57,7 +56,7 @@ class Float8:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"float8 stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` in the 8-bit dtype and `scale` bf16, whatever `dtype`."""

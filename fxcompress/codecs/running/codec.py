@@ -11,12 +11,11 @@ from fxcompress.codecs.affine import reference as affine
 from fxcompress.codecs.affine.codec import Rounding, step_contract
 from fxcompress.codecs.base import Contract, Field
 from fxcompress.codecs.bitpack import WIDTHS
+from fxcompress.codecs.checks import check_choice, refuse_but_floats
 from fxcompress.codecs.groups import to_groups
 from fxcompress.codecs.noise import CALL
 from fxcompress.codecs.running import live, reference
 from fxcompress.errors import OptionError
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,8 @@ class Running:
     key: str = ""
 
     def __post_init__(self) -> None:
-        if self.bits not in WIDTHS:
-            raise OptionError(f"running: bits is {self.bits!r}; choose one of {WIDTHS}")
-        if self.rounding not in get_args(Rounding):
-            raise OptionError(f"running: rounding is {self.rounding!r}; choose one of {get_args(Rounding)}")
+        check_choice(self.name, "bits", self.bits, WIDTHS)
+        check_choice(self.name, "rounding", self.rounding, get_args(Rounding))
         maps.check_map("running", heads=self.heads, dim=self.dim)
         if not 0 <= self.decay < 1:
             raise OptionError(f"running: decay is {self.decay!r}; choose a number in 0 … 1, without 1")
@@ -70,7 +67,7 @@ class Running:
 
     def refuse(self, dtype: torch.dtype) -> str:
         """Why `dtype` cannot be stored, or empty."""
-        return "" if dtype in _DTYPES else f"running stores floating point only, not {dtype}"
+        return refuse_but_floats(self.name, dtype)
 
     def fields(self, cols: int, dtype: torch.dtype) -> tuple[Field, ...]:
         """`codes` uint8 and `word` int32 (scale << 16 | zero, bf16 each) per head, whatever `dtype`."""
