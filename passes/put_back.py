@@ -92,7 +92,7 @@ def _is_worth_fp32(region: Region, node: fx.Node, value: fx.Node) -> bool:
 def _put(region: Region, node: fx.Node, value: fx.Node) -> None:
     """Let all readers of `node` outside the region read `value`."""
     _describe(value, node)
-    members = region.members
+    members = set(region.members)
     node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in members)
 
 
