@@ -231,7 +231,7 @@ def _shares(by: Normalization, way: Sequence[fx.Node], channels_last: Set[str], 
     run *= by.repeat if dims and dims[-1] == 1 else 1
     if not dims or (by.spread is None and set(dims) == {*range(val.dim() - 1)} and _is_in_rows(way[0], by.value)):
         return False
-    return not all(map(keeps_order, way[1:])) or (isinstance(run, int) and run % group != 0)
+    return not all(map(keeps_order, way[1:])) or not (isinstance(run, int) and run % group == 0)
 
 
 def _is_in_rows(node: fx.Node, value: fx.Node) -> bool:

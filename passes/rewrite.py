@@ -15,7 +15,7 @@ from fxcompress.passes.find_saved import outputs
 from fxcompress.passes.fuse import Fusion
 from fxcompress.passes.liveness import is_fused_away
 from fxcompress.passes.phases import phase_of
-from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, set_outputs
+from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved_size, copy_chain, place_behind, set_outputs
 from fxcompress.passes.write_codec import Templates, sizes_to_save, write_decode, write_encode
 from fxcompress.passes.write_fused import redirect, write_fused
 
@@ -100,17 +100,9 @@ def _insert_fusions(
 def _insert_encode(
     fw: fx.GraphModule, encoding: Encoding, index: int, seed: int, templates: Templates, decompositions: object
 ) -> list[fx.Node]:
-    with fw.graph.inserting_before(_place_behind(encoding.source)):
+    with fw.graph.inserting_before(place_behind(encoding.source)):
         names = _payload_names(encoding, index)
         return write_encode(fw.graph, encoding, names, tensor_salt(seed, index), templates, decompositions)
-
-
-def _place_behind(source: fx.Node) -> fx.Node:
-    """The first node behind `source` that others may be put in front of."""
-    place = source.next
-    while place.op == "placeholder":
-        place = place.next
-    return place
 
 
 def _payload_names(encoding: Encoding, index: int) -> list[str]:
@@ -150,7 +142,7 @@ def _take_sizes(fw: fx.GraphModule, encoding: Encoding) -> list[fx.Node]:
     """Symbolic sizes of what is encoded that the decode takes as arguments."""
     source = encoding.source
     taken = []
-    with fw.graph.inserting_before(_place_behind(source)):
+    with fw.graph.inserting_before(place_behind(source)):
         for dim in sizes_to_save(encoding):
             size = fw.graph.call_function(torch.ops.aten.sym_size.int, (source, dim))
             size.meta["val"] = source.meta["val"].shape[dim]

@@ -17,7 +17,16 @@ from fxcompress.passes.alias import find_storages
 from fxcompress.passes.find_normalized import SAME_ORDER, Normalization, Normalized, keeps_order
 from fxcompress.passes.find_saved import DESCRIPTIVE, SavedPair, find_saved, outputs
 from fxcompress.passes.ops import ORIGIN, full_name, op_name
-from fxcompress.passes.splice import PREFIX, add_placeholder, add_saved, drop_unused, refresh_values, set_outputs
+from fxcompress.passes.splice import (
+    PREFIX,
+    add_placeholder,
+    add_saved,
+    add_saved_size,
+    drop_unused,
+    place_behind,
+    refresh_values,
+    set_outputs,
+)
 
 _aten = torch.ops.aten
 _cast = torch.ops.prims.convert_element_type.default
@@ -112,8 +121,8 @@ class _Writer:
 
     def replace(self, each: Normalized, base: fx.Node, read: fx.Node) -> Replaced | None:
         """Save the normalized value and have the backward read what is rebuilt of it; None if its layout is another."""
-        by, dtype, sizes = each.by, base.meta["val"].dtype, _sizes_of(base)
-        if sizes is None or _sizes_of(by.mean) is None or by.result in self.known or not _comes_back(by, base, sizes):
+        by, dtype = each.by, base.meta["val"].dtype
+        if by.result in self.known or not _comes_back(by, base):
             return None
         normalized, rstd = self._normalize(by, base)
         normalized.meta |= {key: each.pair.fw.meta[key] for key in DESCRIPTIVE if key in each.pair.fw.meta}
@@ -122,10 +131,13 @@ class _Writer:
         saved, mean, factor = self._save(normalized), self._save(by.mean), self._save(rstd)
         exact = mean.name, factor.name
         with self.bw.graph.inserting_before(min(read.users)):
-            mean, factor = _spread(self.bw, mean, by, by.mean), _spread(self.bw, factor, by, rstd)
+            mean, factor = (
+                _spread(self.bw, self._lying_as(like, stat) if by.spread is None else stat, by)
+                for like, stat in ((by.mean, mean), (rstd, factor))
+            )
             deviation = factor if by.divides else _call(self.bw, _aten.reciprocal.default, (factor,), factor)
             rebuilt = _cast_to(self.bw, _multiply_add(self.bw, by, saved, deviation, mean, read), dtype)
-            rebuilt = _viewed(self.bw, rebuilt, sizes)
+            rebuilt = self._lying_as(base, rebuilt)
         read.replace_all_uses_with(rebuilt)
         return Replaced(saved.name, exact, base, rebuilt)
 
@@ -140,12 +152,31 @@ class _Writer:
                 variance = _call(self.fw, _aten.add.Scalar, (rstd, by.eps), rstd)
                 rstd = _call(self.fw, _aten.rsqrt.default, (variance,), rstd)
             if node is None:
-                mean, factor = (_spread(self.fw, stat, by, stat) for stat in (by.mean, rstd))
+                mean, factor = (_spread(self.fw, stat, by) for stat in (by.mean, rstd))
                 shift = _call(
                     self.fw, _aten.neg.default, (_call(self.fw, _aten.mul.Tensor, (mean, factor), mean),), mean
                 )
                 node = _multiply_add(self.fw, by, by.value, factor, shift, base)
             return _cast_to(self.fw, node, dtype), rstd
+
+    def _lying_as(self, like: fx.Node, node: fx.Node) -> fx.Node:
+        """The backward's `node` viewed as the forward's `like` is."""
+        shape = like.meta["val"].shape
+        symbols = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
+        if [*map(str, node.meta["val"].shape)] == [*map(str, shape)]:
+            return node
+        sizes: list[int | fx.Node] = [*shape]
+        for dim in symbols:
+            sizes[dim] = -1 if len(symbols) == 1 else self._saved_size(like, dim)
+        return _viewed(self.bw, node, sizes)
+
+    def _saved_size(self, node: fx.Node, dim: int) -> fx.Node:
+        with self.fw.graph.inserting_before(place_behind(node)):
+            size = self.fw.graph.create_node(
+                "call_function", _aten.sym_size.int, (node, dim), {}, name=f"{PREFIX}size_{node.name}_{dim}"
+            )
+        size.meta["val"] = node.meta["val"].shape[dim]
+        return add_saved_size(self.fw, self.bw, size)
 
     def _save(self, node: fx.Node) -> fx.Node:
         """The backward's placeholder that holds the elements of `node`, saved if it was not."""
@@ -160,17 +191,20 @@ class _Writer:
         return self.known[root]
 
 
-def _comes_back(by: Normalization, base: fx.Node, sizes: list[int]) -> bool:
+def _comes_back(by: Normalization, base: fx.Node) -> bool:
     """Whether what is rebuilt lies as `base` does."""
-    with compat.fake_mode_of([by.value.meta["val"]]):
-        strides = (by.value.meta["val"] * 2).view(sizes).stride()
-    return [*map(str, strides)] == [*map(str, base.meta["val"].stride())]
+    value, wanted = by.value.meta["val"], base.meta["val"]
+    with compat.fake_mode_of([value]):
+        rebuilt = value * 2
+        same = [*map(str, value.shape)] == [*map(str, wanted.shape)]
+        strides = (rebuilt if same else rebuilt.view(wanted.shape)).stride()
+    return [*map(str, strides)] == [*map(str, wanted.stride())]
 
 
-def _spread(gm: fx.GraphModule, node: fx.Node, by: Normalization, like: fx.Node) -> fx.Node:
-    """A statistic, in fp32 or fp64, in the sizes in which it meets the value: those of `like`, or as stated."""
+def _spread(gm: fx.GraphModule, node: fx.Node, by: Normalization) -> fx.Node:
+    """A statistic, in fp32 or fp64, in the sizes in which it meets the value: its own, or as stated."""
     if by.spread is None:
-        return _precise(gm, _viewed(gm, node, like))
+        return _precise(gm, node)
     if by.repeat > 1:
         node = _viewed(gm, node, (-1, by.spread[1] // by.repeat, 1))
         node = _call(gm, _aten.repeat.default, (node, [1, 1, by.repeat]), node)
@@ -186,29 +220,16 @@ def _multiply_add(
     return _call(gm, _aten.add.Tensor, (_call(gm, _aten.mul.Tensor, (value, factor), like), term), like)
 
 
-def _sizes_of(node: fx.Node) -> list[int] | None:
-    """Sizes to view as, at most the first of which is a symbol; None if more are."""
-    first, *others = node.meta["val"].shape
-    if not all(isinstance(size, int) for size in others):
-        return None
-    return [first if isinstance(first, int) else -1, *others]
-
-
 def _unviewed(node: fx.Node) -> fx.Node:
     while op_name(node) in SAME_ORDER:
         node = node.all_input_nodes[0]
     return node
 
 
-def _viewed(gm: fx.GraphModule, node: fx.Node, sizes: fx.Node | Sequence[int]) -> fx.Node:
-    """`node` viewed as `sizes`, or as the node that they are given by is."""
-    wanted = _sizes_of(sizes) if isinstance(sizes, fx.Node) else [*sizes]
-    assert wanted is not None
-    return (
-        node
-        if [*map(str, node.meta["val"].shape)] == [*map(str, wanted)]
-        else _call(gm, _aten.view.default, (node, wanted), node)
-    )
+def _viewed(gm: fx.GraphModule, node: fx.Node, sizes: Sequence[int | fx.Node]) -> fx.Node:
+    if [*map(str, node.meta["val"].shape)] == [*map(str, sizes)]:
+        return node
+    return _call(gm, _aten.view.default, (node, [*sizes]), node)
 
 
 def _precise(gm: fx.GraphModule, stat: fx.Node) -> fx.Node:

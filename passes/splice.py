@@ -99,6 +99,14 @@ def drop_unused(fw: fx.GraphModule, bw: fx.GraphModule, pairs: list[SavedPair]) 
     return gone
 
 
+def place_behind(source: fx.Node) -> fx.Node:
+    """The first node behind `source` that others may be put in front of."""
+    place = source.next
+    while place.op == "placeholder":
+        place = place.next
+    return place
+
+
 def copy_node(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], name: str) -> fx.Node:
     """Copy a call to `graph` as `name`, at its insertion point, arguments translated by `env`."""
 

@@ -51,12 +51,9 @@ class MemoryOrder:
         return None if row else self
 
     def filling(self, row: int) -> "MemoryOrder":
-        """The same with rows of `row` elements that end where no dimension need end.
-
-        One row more than is full: whether elements are left over is not known of a symbolic number of them.
-        """
+        """The same with rows of `row` elements that end where no dimension need end."""
         sizes = (*self.lead, *self.tail)
-        return MemoryOrder(self.dims, (math.prod(sizes) // row + 1,), (row,), sizes)
+        return MemoryOrder(self.dims, (_rows_for(math.prod(sizes), row),), (row,), sizes)
 
 
 def memory_order(x: torch.Tensor) -> MemoryOrder | None:
@@ -79,9 +76,15 @@ def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
     ordered = x.permute(order.dims)
     if order.filled is not None:
         size = math.prod(ordered.shape)
-        rows = size // order.cols + 1
+        rows = _rows_for(size, order.cols)
         return torch.constant_pad_nd(ordered.reshape(-1), [0, rows * order.cols - size]).reshape(rows, order.cols)
     return ordered.reshape([*ordered.shape[: len(order.lead)], order.cols])
+
+
+def _rows_for(size: Size, row: int) -> Size:
+    """Rows for `size` elements: one more than are full, since it is not known whether elements are left over, and one
+    that keeps any size from being a single row, about which kernels would install a guard."""
+    return size // row + 2
 
 
 def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:

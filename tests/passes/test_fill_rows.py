@@ -131,6 +131,6 @@ def test_rows_of_a_plan_are_those_of_dimensions_where_there_are_some() -> None:
     ended = order.ended_at(8)
     assert ended is not None
     filled = order_of_row(ended, 128)
-    assert filled is not None and filled.filled == (4, 6, 8) and filled.lead == (2,)
+    assert filled is not None and filled.filled == (4, 6, 8) and filled.lead == (3,)
     codec = codecs.make("affine", bits=4)
-    assert encoded_nbytes(codec, filled, torch.float32) == 2 * (64 + 4)
+    assert encoded_nbytes(codec, filled, torch.float32) == 3 * (64 + 4)
