@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxcompress import compat
+from fxcompress.passes.alias import is_static
 from fxcompress.passes.find_saved import SavedPair, find_saved, outputs, placeholders
 
 PREFIX = "actcomp_"
@@ -204,18 +205,23 @@ def call_outlined(
 
 
 def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments: Sequence[fx.Node]) -> None:
-    """Give copies of a template of static sizes fake values like its own, in storages of their own.
+    """Give copies of a template fake values like its own, in storages of their own.
 
     As `refresh_values`, without running the operators: equal layers make many copies.
     """
     storages: dict[int, torch.UntypedStorage] = {}
+    bases: dict[int, torch.Tensor] = {}
     for node, argument in zip(placeholders(template), arguments, strict=True):
-        storages[node.meta["val"].untyped_storage()._cdata] = argument.meta["val"].untyped_storage()
+        if isinstance(node.meta["val"], torch.Tensor):  # else a symbolic size
+            key = node.meta["val"].untyped_storage()._cdata
+            storages[key], bases[key] = argument.meta["val"].untyped_storage(), argument.meta["val"]
 
     def own(val: Any) -> Any:
         if not isinstance(val, torch.Tensor):
             return val
         theirs = val.untyped_storage()
+        if not is_static(val):
+            return _symbolic(val, bases)
         if theirs._cdata not in storages:
             storages[theirs._cdata] = torch.UntypedStorage(theirs.nbytes(), device="meta")  # type: ignore[no-untyped-call]
         return compat.in_storage(val, storages[theirs._cdata])
@@ -225,6 +231,18 @@ def _own_storages(copies: Sequence[fx.Node], template: fx.GraphModule, arguments
         val = node.meta["val"]
         by_name = isinstance(val, dict)
         node.meta["val"] = {k: own(v) for k, v in val.items()} if by_name else fx.node.map_aggregate(val, own)
+
+
+def _symbolic(val: torch.Tensor, bases: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A fake value of symbolic sizes like `val`, in the storage of what stands for its own; operators make it, which
+    install no guard."""
+    key = val.untyped_storage()._cdata
+    with compat.fake_mode_of([val]) or contextlib.nullcontext():
+        if key not in bases:
+            bases[key] = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype, device=val.device)
+            return bases[key]
+        base = bases[key] if bases[key].dtype == val.dtype else bases[key].view(val.dtype)
+        return base.as_strided(val.shape, val.stride(), val.storage_offset())
 
 
 def copy_chain(graph: fx.Graph, chain: Iterable[fx.Node], env: dict[fx.Node, fx.Node]) -> None:

@@ -182,12 +182,12 @@ def _short_name(target: Callable[..., Any]) -> str:
 
 
 def _key(encoding: Encoding) -> object:
-    """Equal for encodings that one template serves; symbolic sizes are nobody else's."""
-    val = encoding.source.meta["val"]
-    if not is_static(val):
-        return encoding.source
-    place = (tuple(val.shape), tuple(val.stride()), val.dtype, val.device)
-    return (encoding.codec, encoding.lowering, encoding.order, *place)
+    """Equal for encodings that one template serves."""
+    val, order = encoding.source.meta["val"], encoding.order
+    # Symbols have no hash, and comparing them would install guards; the same text is the same size.
+    sizes = tuple(map(str, (*val.shape, *val.stride())))
+    rows = (order.dims, len(order.lead), order.tail, order.filled is not None)
+    return (encoding.codec, encoding.lowering, rows, sizes, val.dtype, val.device)
 
 
 def _trace_encode(encoding: Encoding, decompositions: object) -> fx.GraphModule:

@@ -101,7 +101,7 @@ def stated_number(value: object) -> complex | None:
 
 
 def in_storage(val: torch.Tensor, storage: torch.UntypedStorage, device: torch.device | None = None) -> torch.Tensor:
-    """A fake tensor of static sizes like `val`, in another meta storage or on another device; no operator runs, which
+    """A fake tensor like `val`, in another meta storage or on another device; no operator runs, which
     would cost ten times as much. `FakeTensor(mode, meta tensor, device)`: run in 2.11 and 2.13."""
     assert isinstance(val, FakeTensor)
     with unset_fake_temporarily():
