@@ -22,7 +22,7 @@ class MemoryOrder:
         dims: its dimensions from the slowest to the fastest.
         lead: sizes in that order up to the last symbolic one; empty if all are static.
         tail: the static sizes after it, which become one row.
-        filled: all sizes in that order where rows run on across them instead, the last one filled up with zeros; else
+        filled: all sizes in that order where rows run on across them instead, filled up with zeros at the end; else
             None.
     """
 
@@ -72,7 +72,7 @@ def order_in_rows(x: torch.Tensor, row: int) -> MemoryOrder | None:
 
 
 def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
-    """A tensor that lies as `order` says, as `[*lead, cols]`: a view, unless a last row is filled up."""
+    """A tensor that lies as `order` says, as `[*lead, cols]`: a view, unless rows are filled up."""
     ordered = x.permute(order.dims)
     if order.filled is not None:
         size = math.prod(ordered.shape)
