@@ -70,7 +70,9 @@ class Case:
             return f"{self.side} dual {self.codec.bits}b {size} {self.codec.rounding} {name}"
         group = "8x8" if isinstance(self.codec, Block2d) else f"G{self.codec.group}"
         kind = f"{self.codec.bits}b {group} {self.codec.rounding}"
-        return f"{self.side} {kind}{' zero-preserving' if self.codec.zero_preserving else ''} {name}{rows}"
+        kept = " zero-preserving" if self.codec.zero_preserving else ""
+        kept = " sign-preserving" if isinstance(self.codec, Affine) and self.codec.sign_preserving else kept
+        return f"{self.side} {kind}{kept} {name}{rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,13 @@ class Line:
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel × dtype × bits × rounding × zero-preserving for full rows, and ragged ones at 2 bits."""
+    """Every kernel × dtype × bits × rounding × what codes keep for full rows, and ragged ones at 2 bits."""
     for dtype in launch.DTYPES:
         for bits in (1, 2, 4, 8):
-            for zero_preserving in (False, True)[: 1 + (bits > 1)]:
+            for kept in ({}, {"zero_preserving": True}, {"sign_preserving": True})[: 3 if bits > 1 else 1]:
                 for rounding in ("stochastic", "nearest"):
-                    yield Case("encode", Affine(bits, 0, rounding, zero_preserving), dtype)
-                yield Case("decode", Affine(bits, 0, "stochastic", zero_preserving), dtype)
+                    yield Case("encode", Affine(bits, 0, rounding, **kept), dtype)
+                yield Case("decode", Affine(bits, 0, "stochastic", **kept), dtype)
         for side in ("encode", "decode"):
             yield Case(side, Affine(2), dtype, ragged=True)
             yield Case(side, Affine(2), dtype, vector=False, ragged=True)

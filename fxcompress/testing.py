@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from fxcompress import codecs
+from fxcompress.codecs.affine.signs import least_positive
 from fxcompress.codecs.base import Codec, payload_nbytes
 
 EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
@@ -26,6 +27,10 @@ EXAMPLES: dict[str, tuple[dict[str, object], ...]] = {
         {"bits": 4, "zero_preserving": True},
         {"bits": 8, "zero_preserving": True},
         {"bits": 2, "zero_preserving": True, "rounding": "nearest"},
+        {"bits": 2, "sign_preserving": True},
+        {"bits": 4, "sign_preserving": True},
+        {"bits": 8, "sign_preserving": True, "rounding": "nearest"},
+        {"bits": 4, "sign_preserving": True, "rounding": "nearest"},
         {"bits": 4, "group": 16},
         {"bits": 2, "group": 48},
         {"bits": 8, "heads": 3, "dim": 5, "rounding": "nearest"},
@@ -117,7 +122,10 @@ def largest_error(codec: Codec, x: torch.Tensor) -> torch.Tensor:
     magnitude = _spread(x.double().abs(), group, torch.Tensor.amax)
     cast = x.double().abs() * torch.finfo(x.dtype).eps + magnitude * 2**-23 + 2.0**-126
     if codec.contract.kind != "unbiased":
-        return (codec.contract.bound * magnitude).clamp_min(codec.contract.absolute) + cast
+        least = least_positive(x.dtype) if params.get("sign_preserving") else 0.0
+        return (codec.contract.bound * magnitude).clamp_min(codec.contract.absolute) + cast + least
+    if params.get("sign_preserving"):
+        return magnitude * (1 + 2**-7) / (2 ** (codec.bits - 1) - 1) + cast + least_positive(x.dtype)
     low = 0 * magnitude if params.get("zero_preserving") else _spread(x.double(), group, torch.Tensor.amin)
     span = _spread(x.double(), group, torch.Tensor.amax) - low + magnitude * 2**-7
     span = 2 * span if codec.name == "dual" else span

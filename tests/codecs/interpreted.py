@@ -28,9 +28,11 @@ InterpreterBuilder.create_maxnumf = lambda self, left, right: self.binary_op(lef
 InterpreterBuilder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CODECS = [
-    Affine(bits=bits, rounding=rounding, zero_preserving=zero_preserving)
-    for bits, rounding, zero_preserving in itertools.product((1, 2, 4, 8), ("stochastic", "nearest"), (False, True))
-    if bits > 1 or not zero_preserving
+    Affine(bits=bits, rounding=rounding, **{keeps: True for keeps in kept})
+    for bits, rounding, kept in itertools.product(
+        (1, 2, 4, 8), ("stochastic", "nearest"), ((), ("zero_preserving",), ("sign_preserving",))
+    )
+    if bits > 1 or not kept
 ]
 GROUPS = [Affine(bits=2, group=32), Affine(bits=8, group=16), Affine(bits=1, group=256), Affine(bits=4, group=512)]
 
@@ -61,12 +63,12 @@ def check(codec: Affine | Block2d, x: torch.Tensor, salt: int = 1) -> None:
     codes, word = ours.encode(x, salt)
     wanted_codes, wanted_word = codec.encode(x, salt)
     assert torch.equal(word, wanted_word)
-    finite = word != 0x7FC00000
+    finite = (word != 0x7FC00000) & (word != 0x7FC07FC0)
     assert torch.equal(codes[finite], wanted_codes[finite])
     wide = codec.decode((wanted_codes, word), cols, torch.float32)
     if x.dtype == torch.bfloat16:
         assert same(ours.decode((codes, word), cols, torch.float32), wide)
-    clamped = wide.clamp(-65504, 65504) if x.dtype == torch.float16 else wide
+    clamped = codec.decode((wanted_codes, word), cols, x.dtype).float() if x.dtype == torch.float16 else wide
     # The interpreter also turns denormal bf16 into other numbers.
     normal = (wide == 0) | (wide.abs() >= 2.0**-126) | wide.isnan() | (x.dtype != torch.bfloat16)
     y = ours.decode((codes, word), cols, x.dtype)
@@ -136,7 +138,9 @@ def test_lead_dimensions_and_strides() -> None:
     check(Affine(bits=4), x)
 
 
-@pytest.mark.parametrize(("index", "codec"), list(enumerate(CODECS)), ids=str)
+@pytest.mark.parametrize(
+    ("index", "codec"), [each for each in enumerate(CODECS) if not each[1].sign_preserving], ids=str
+)
 def test_cells_of_maps(index: int, codec: Affine) -> None:
     cells = Block2d(16, 24, 1, codec.bits, 8, codec.rounding, codec.zero_preserving)
     x = gaussian((2, 3 * 16 * 24), torch.float32, cells)

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxcompress.codecs.affine import Affine, reference
+from fxcompress.codecs.affine.signs import least_positive
 from fxcompress.codecs.groups import LARGEST, floor_bits, nearest_bf16, scale_bits
 from fxcompress.errors import OptionError
+from fxcompress.testing import check_roundtrip
 
 ANY = st.floats(-LARGEST, LARGEST, width=32)
 ORDINARY = st.floats(-1e4, 1e4, width=32)
@@ -57,6 +59,37 @@ def test_zero_preserving_keeps_its_predicate_among_non_finite_values() -> None:
     assert not torch.signbit(y[x == 0]).any()
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.floats(-LARGEST, LARGEST, width=32) | st.floats(-8, 8, width=32), min_size=1, max_size=64))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_positive_stays_positive_and_nothing_else_is(
+    bits: int, rounding: str, dtype: torch.dtype, values: list[float]
+) -> None:
+    codec = Affine(bits=bits, group=64, rounding=rounding, sign_preserving=True)  # type: ignore[arg-type]
+    x = torch.tensor(values, dtype=torch.float64).clamp(-6e4, 6e4).to(dtype)
+    check_roundtrip(codec, x[None])
+    y = codec.decode(codec.encode(x, 3), len(values), x.dtype)
+    assert torch.equal(y > 0, x > 0)
+    below, above = (-x.double()).clamp_min(0).max(), x.double().clamp_min(0).max()
+    for sign, largest in ((x > 0, above), (x <= 0, below)):
+        step = (largest / (2 ** (bits - 1) - 1) * (1 + 2**-7)).clamp_min(2.0**-126) * (
+            1 if rounding == "stochastic" else 0.5
+        )
+        cast = x.double().abs() * torch.finfo(dtype).eps + largest * 2**-22 + least_positive(dtype)
+        assert ((y.double() - x.double()).abs() <= step + cast)[sign].all()
+
+
+def test_each_sign_has_a_scale_of_its_own() -> None:
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0)) * 0.01
+    x[5] = 100.0
+    codec = Affine(bits=8, group=64, rounding="nearest", sign_preserving=True)
+    y = codec.decode(codec.encode(x, 1), 64, x.dtype)
+    below = x <= 0
+    assert (y - x)[below].abs().max() < x[below].abs().max() / 127 and abs(y[5] - 100) < 1
+
+
 @settings(deadline=None, max_examples=500)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_directed_rounding_to_bf16(value: float) -> None:
@@ -92,21 +125,22 @@ def mean_error(codec: Affine, x: torch.Tensor, salts: int) -> tuple[torch.Tensor
     for salt in range(salts):
         codes, word = codec.encode(x, salt)
         total += codec.decode((codes, word), x.shape[-1], torch.float64) - x.double()
-    scale, _ = scale_and_zero(word)
-    return total / salts / scale.repeat_interleave(codec.group, -1)[..., : x.shape[-1]], scale
+    scale, below = scale_and_zero(word)
+    steps, of_below = (each.repeat_interleave(codec.group, -1)[..., : x.shape[-1]] for each in (scale, below))
+    return total / salts / (torch.where(x <= 0, of_below, steps) if codec.sign_preserving else steps), scale
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("zero_preserving", [False, True])
+@pytest.mark.parametrize("keeps", ["", "zero_preserving", "sign_preserving"])
 @pytest.mark.parametrize("saturating", [False, True])
-def test_stochastic_rounding_is_unbiased(bits: int, zero_preserving: bool, saturating: bool) -> None:
+def test_stochastic_rounding_is_unbiased(bits: int, keeps: str, saturating: bool) -> None:
     """Per element within the noise and a byte's resolution; over all elements within the noise alone."""
-    if zero_preserving and bits == 1:
+    if keeps and bits == 1:
         pytest.skip("refused")
-    codec = Affine(bits=bits, zero_preserving=zero_preserving)
+    codec = Affine(bits=bits, **({keeps: True} if keeps else {}))  # type: ignore[arg-type]
     x = torch.randn(4096, generator=torch.Generator().manual_seed(1))
     x = (x.sigmoid() * 6).clamp(1, 5) if saturating else x
-    x = x.relu() if zero_preserving else x
+    x = x.relu() if keeps == "zero_preserving" else x - 2 if keeps and saturating else x
     salts = 256
     error, _ = mean_error(codec, x, salts)
     sigma = 0.5 * salts**-0.5
@@ -149,6 +183,9 @@ def test_codes_against_plain_arithmetic() -> None:
         {"group": "64"},
         {"rounding": "up"},
         {"bits": 1, "zero_preserving": True},
+        {"bits": 1, "sign_preserving": True},
+        {"bits": 4, "sign_preserving": True, "zero_preserving": True},
+        {"heads": 2, "dim": 4, "sign_preserving": True},
         {"heads": 2},
         {"heads": -1, "dim": 4},
         {"heads": 2, "dim": 4, "group": 64},

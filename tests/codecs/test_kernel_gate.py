@@ -20,6 +20,8 @@ reached 0.92.
 REPRESENTATIVE = [
     Case("encode", Affine(8), torch.bfloat16),
     Case("encode", Affine(4, zero_preserving=True), torch.float32),
+    Case("encode", Affine(4, sign_preserving=True), torch.bfloat16),
+    Case("decode", Affine(4, sign_preserving=True), torch.bfloat16),
     Case("encode", Affine(2), torch.float16, vector=False, ragged=True),
     Case("decode", Affine(4, zero_preserving=True), torch.float32),
     Case("decode", Affine(8), torch.float16, ragged=True),

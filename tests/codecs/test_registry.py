@@ -25,6 +25,7 @@ def test_params_are_plain_data() -> None:
         "bits": 2,
         "group": 64,
         "rounding": "stochastic",
+        "sign_preserving": False,
         "zero_preserving": False,
         "heads": 0,
         "dim": 0,

@@ -23,7 +23,7 @@ from fxcompress.codecs.valueset.kernel import store_blocks
 
 NAME = "compute_and_encode"
 """Of every such kernel."""
-PER_CODEC = ("BITS", "STOCHASTIC", "ZERO_PRESERVING", "RECIPROCAL")
+PER_CODEC = ("BITS", "STOCHASTIC", "KEEPS", "RECIPROCAL")
 """Compile-time parameters that have the number of an encode behind their name."""
 SHARED = ("GROUP", "LANES", "TILE", "VECTOR", "RAGGED")
 

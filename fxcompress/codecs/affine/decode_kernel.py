@@ -6,31 +6,36 @@ Every product that feeds an addition is exact or explicitly fused, so that no co
 import triton
 import triton.language as tl
 
+from fxcompress.codecs.affine.kernel import SIGNS, ZEROS
 from fxcompress.codecs.runs import clamp, merge_run
 
 _FIXED = tl.constexpr(0x4B000000)
 
 
 @triton.jit
-def decoded(codes, shift: tl.constexpr, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
-    """fp32 value of the code that stands in `codes`, `_FIXED` plus 16 bits, from bit `shift` on."""
+def decoded(codes, shift: tl.constexpr, scale, zero, BITS: tl.constexpr, KEEPS: tl.constexpr, dtype: tl.constexpr):
+    """fp32 value of the code that stands in `codes`, `_FIXED` plus 16 bits, from bit `shift` on; it is meant for
+    `dtype`. With `SIGNS`, `zero` is the scale of what is not positive."""
     # The code is masked in place and brought down by an exact product, which costs no more than subtracting 2²³.
     placed = codes & (0xFF000000 | ((2**BITS - 1) << shift))
-    first: tl.constexpr = 1 if ZERO_PRESERVING else 0
+    first: tl.constexpr = 2 ** (BITS - 1) if KEEPS == SIGNS else KEEPS
     steps = tl.fma(placed.to(tl.float32, bitcast=True), 2.0**-shift, -(2.0 ** (23 - shift)) - first)
+    if KEEPS == SIGNS:
+        least: tl.constexpr = 2.0**-24 if dtype == tl.float16 else 2.0**-126
+        return tl.fma(steps, tl.where(steps < 0, zero, scale), tl.where(steps < 0, zero, least))
     value = tl.fma(steps, scale, zero)
-    return tl.where(steps < 0, 0.0, value) if ZERO_PRESERVING else value
+    return tl.where(steps < 0, 0.0, value) if KEEPS == ZEROS else value
 
 
 @triton.jit
-def _four(codes, scale, zero, BITS: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
+def _four(codes, scale, zero, BITS: tl.constexpr, KEEPS: tl.constexpr, dtype: tl.constexpr):
     """fp32 values of the codes in the low bits of a word's bytes."""
     low, high = codes & 0xFFFF | _FIXED, codes >> 16 | _FIXED
     return (
-        decoded(low, 0, scale, zero, BITS, ZERO_PRESERVING),
-        decoded(low, 8, scale, zero, BITS, ZERO_PRESERVING),
-        decoded(high, 0, scale, zero, BITS, ZERO_PRESERVING),
-        decoded(high, 8, scale, zero, BITS, ZERO_PRESERVING),
+        decoded(low, 0, scale, zero, BITS, KEEPS, dtype),
+        decoded(low, 8, scale, zero, BITS, KEEPS, dtype),
+        decoded(high, 0, scale, zero, BITS, KEEPS, dtype),
+        decoded(high, 8, scale, zero, BITS, KEEPS, dtype),
     )
 
 
@@ -43,7 +48,7 @@ def decode(
     cols,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
+    KEEPS: tl.constexpr,
     TILE: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -96,10 +101,10 @@ def decode(
         else:
             out_ptr = y_ptr + base.to(tl.int64) * GROUP + (r * THREADS + thread) * RUN
         if RUN == 1:
-            y = decoded(codes[r] >> shift | _FIXED, 0, scale, zero, BITS, ZERO_PRESERVING)
+            y = decoded(codes[r] >> shift | _FIXED, 0, scale, zero, BITS, KEEPS, dtype)
             tl.store(out_ptr, clamp(y, dtype).to(dtype), mask=live)
         else:
             y = ()
             for i in tl.static_range(RUN // 4):
-                y += _four(codes[r][i] >> shift, scale, zero, BITS, ZERO_PRESERVING)
+                y += _four(codes[r][i] >> shift, scale, zero, BITS, KEEPS, dtype)
             tl.store(out_ptr + tl.arange(0, RUN)[None, :], merge_run(y, dtype, THREADS), mask=live)

@@ -15,7 +15,11 @@ from fxcompress.codecs.runs import load_run, merge4, philox, rows
 _LARGEST = tl.constexpr(2.0**125)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
 _NAN_WORD = tl.constexpr(0x7FC00000)
+_NAN_WORD_OF_SIGNS = tl.constexpr(0x7FC07FC0)
 _FIXED = tl.constexpr(0x4B000000)
+ZEROS = tl.constexpr(1)
+"""As `KEEPS`, what codes keep: 0 for nothing, or `SIGNS`."""
+SIGNS = tl.constexpr(2)
 
 
 @triton.jit
@@ -48,18 +52,18 @@ def _inverse(scale):
 
 
 @triton.jit
-def _key(x, ZERO_PRESERVING: tl.constexpr):
+def _key(x, KEEPS: tl.constexpr):
     """What is smallest for the value that the zero comes from; bits - 1 puts zeros and negatives above all others."""
-    return x.to(tl.uint32, bitcast=True) - 1 if ZERO_PRESERVING else x
+    return x.to(tl.uint32, bitcast=True) - 1 if KEEPS == ZEROS else x
 
 
 @triton.jit
-def _range_of_run(x, ZERO_PRESERVING: tl.constexpr):
+def _range_of_run(x, KEEPS: tl.constexpr):
     """Lowest key and largest value of a run of eight, as a tree: compilers leave minima in the order that they find."""
     low, high = (), ()
     for i in tl.static_range(4):
         a, b = x[2 * i], x[2 * i + 1]
-        low += (tl.minimum(_key(a, ZERO_PRESERVING), _key(b, ZERO_PRESERVING)),)
+        low += (tl.minimum(_key(a, KEEPS), _key(b, KEEPS)),)
         high += (_nan_max(a, b),)
     low_half, high_half = tl.minimum(low[0], low[1]), _nan_max(high[0], high[1])
     return (
@@ -85,9 +89,9 @@ def _scale(zero, high, RECIPROCAL: tl.constexpr):
 
 
 @triton.jit
-def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr):
+def _metadata_of_values(low, high, KEEPS: tl.constexpr, RECIPROCAL: tl.constexpr):
     """`[TILE, 1]` lowest key and fp32 largest value → (word, zero, 1/scale), as `reference.make_word`."""
-    if ZERO_PRESERVING:
+    if KEEPS == ZEROS:
         floor = ((low + 1) & 0xFFFF0000).to(tl.float32, bitcast=True)
         zero = tl.where(low >= 0x7F800000, 0.0, tl.maximum(floor, _SMALLEST_SCALE))
     else:
@@ -100,25 +104,51 @@ def _metadata(low, high, ZERO_PRESERVING: tl.constexpr, RECIPROCAL: tl.constexpr
 
 
 @triton.jit
-def _code(x, zero, inverse, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr):
-    """uint32: `_FIXED` plus the code in 1/256, or the bits of 2³¹ plus the rounded code."""
-    steps = (x - zero) * inverse
-    if ZERO_PRESERVING:
-        # The maximum also sends NaN to the lowest positive code.
-        steps = tl.where(x <= 0, 0.0, tl.maximum(steps, 0.0) + 1.0)
-    # 2³¹ + 256·steps rounds where 2²³ + steps does; a plain addition might be contracted with the product before.
-    return tl.fma(steps, 256.0, 2.0**23 if STOCHASTIC else 2.0**31).to(tl.uint32, bitcast=True)
+def _metadata_of_signs(low, high, RECIPROCAL: tl.constexpr):
+    """`[TILE, 1]` fp32 extremes → (word, 1/scale of what is not positive, 1/scale of what is), as `signs.encode`."""
+    below, above = _scale(tl.minimum(low, 0.0), 0.0, RECIPROCAL), _scale(0.0, tl.maximum(high, 0.0), RECIPROCAL)
+    finite = (low >= -_LARGEST) & (high <= _LARGEST)
+    word = above.to(tl.int32, bitcast=True) | ((below.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)
+    nan = float("nan")
+    return (
+        tl.where(finite, word, _NAN_WORD_OF_SIGNS),
+        tl.where(finite, _inverse(below), nan),
+        tl.where(finite, _inverse(above), nan),
+    )
 
 
 @triton.jit
-def _four(
-    x0, x1, x2, x3, noise, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
-):
+def _metadata(low, high, KEEPS: tl.constexpr, RECIPROCAL: tl.constexpr):
+    """`[TILE, 1]` lowest key and fp32 largest value → (word, what `_code` subtracts, what it multiplies with), but for
+    `SIGNS` what it multiplies the two kinds with."""
+    if KEEPS == SIGNS:
+        return _metadata_of_signs(low, high, RECIPROCAL)
+    return _metadata_of_values(low, high, KEEPS, RECIPROCAL)
+
+
+@triton.jit
+def _code(x, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, KEEPS: tl.constexpr):
+    """uint32: `_FIXED` plus the code in 1/256, or the bits of 2³¹ plus the rounded code."""
+    one: tl.constexpr = 2.0**23 if STOCHASTIC else 2.0**31
+    if KEEPS == SIGNS:
+        middle: tl.constexpr = one + 2.0 ** (BITS + 7)
+        steps = x * tl.where(x <= 0, zero, inverse)
+        return tl.fma(steps, 256.0, tl.where(x <= 0, middle - 256.0, middle)).to(tl.uint32, bitcast=True)
+    steps = (x - zero) * inverse
+    if KEEPS == ZEROS:
+        # The maximum also sends NaN to the lowest positive code.
+        steps = tl.where(x <= 0, 0.0, tl.maximum(steps, 0.0) + 1.0)
+    # 2³¹ + 256·steps rounds where 2²³ + steps does; a plain addition might be contracted with the product before.
+    return tl.fma(steps, 256.0, one).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _four(x0, x1, x2, x3, noise, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, KEEPS: tl.constexpr):
     """Codes of four neighbours as the bytes of a uint32, lowest first, plus `_excess`."""
-    a = _code(x0, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
-    b = _code(x1, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
-    c = _code(x2, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
-    d = _code(x3, zero, inverse, STOCHASTIC, ZERO_PRESERVING)
+    a = _code(x0, zero, inverse, BITS, STOCHASTIC, KEEPS)
+    b = _code(x1, zero, inverse, BITS, STOCHASTIC, KEEPS)
+    c = _code(x2, zero, inverse, BITS, STOCHASTIC, KEEPS)
+    d = _code(x3, zero, inverse, BITS, STOCHASTIC, KEEPS)
     if not STOCHASTIC:
         return a + b * 0x100 + c * 0x10000 + d * 0x1000000
     # Two codes of 16 bits per word, the high one with `_FIXED` of the low one on top.
@@ -139,12 +169,10 @@ def _excess(first, BITS: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
-def _unit(
-    x, noise0, noise1, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, ZERO_PRESERVING: tl.constexpr
-):
+def _unit(x, noise0, noise1, zero, inverse, BITS: tl.constexpr, STOCHASTIC: tl.constexpr, KEEPS: tl.constexpr):
     """Codes of a run of eight, as two words."""
-    first = _four(x[0], x[1], x[2], x[3], noise0, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
-    return first, _four(x[4], x[5], x[6], x[7], noise1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+    first = _four(x[0], x[1], x[2], x[3], noise0, zero, inverse, BITS, STOCHASTIC, KEEPS)
+    return first, _four(x[4], x[5], x[6], x[7], noise1, zero, inverse, BITS, STOCHASTIC, KEEPS)
 
 
 @triton.jit
@@ -158,7 +186,7 @@ def store_groups(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
+    KEEPS: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     LANES: tl.constexpr,
     TILE: tl.constexpr,
@@ -167,13 +195,13 @@ def store_groups(
     UNITS: tl.constexpr = GROUP // (8 * LANES)
     RUNS: tl.constexpr = UNITS * BITS // 8
     HALF: tl.constexpr = UNITS // 2
-    low, high = _range_of_run(x[0], ZERO_PRESERVING)
+    low, high = _range_of_run(x[0], KEEPS)
     for u in tl.static_range(1, UNITS):
-        run_low, run_high = _range_of_run(x[u], ZERO_PRESERVING)
+        run_low, run_high = _range_of_run(x[u], KEEPS)
         low, high = tl.minimum(low, run_low), _nan_max(high, run_high)
     low = tl.reduce(low, 1, _min, keep_dims=True)
     high = tl.reduce(high, 1, _nan_max, keep_dims=True)
-    word, zero, inverse = _metadata(low, high, ZERO_PRESERVING, RECIPROCAL)
+    word, zero, inverse = _metadata(low, high, KEEPS, RECIPROCAL)
 
     # As in `rows`, what is past the end is the last group again.
     g = tl.minimum(tl.arange(0, TILE), n_groups - 1 - base)[:, None]
@@ -195,10 +223,10 @@ def store_groups(
                 n0, n1, n2, n3 = philox(key0, key1, index, lane + (p * RUNS + r) * LANES)
             else:
                 n0, n1, n2, n3 = index, index, index, index
-            a, b = _unit(x[p * RUNS + r], n0, n1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            a, b = _unit(x[p * RUNS + r], n0, n1, zero, inverse, BITS, STOCHASTIC, KEEPS)
             first0 += a * (1 << p * BITS)
             first1 += b * (1 << p * BITS)
-            a, b = _unit(x[HALF + p * RUNS + r], n2, n3, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            a, b = _unit(x[HALF + p * RUNS + r], n2, n3, zero, inverse, BITS, STOCHASTIC, KEEPS)
             second0 += a * (1 << p * BITS)
             second1 += b * (1 << p * BITS)
         if BITS < 8:
@@ -231,7 +259,7 @@ def encode(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
+    KEEPS: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     LANES: tl.constexpr,
     TILE: tl.constexpr,
@@ -261,7 +289,7 @@ def encode(
         BITS,
         GROUP,
         STOCHASTIC,
-        ZERO_PRESERVING,
+        KEEPS,
         RECIPROCAL,
         LANES,
         TILE,

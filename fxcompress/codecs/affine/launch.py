@@ -144,12 +144,11 @@ def decode(
 
 def encode_constants(codec: Affine, ragged: bool, vector: bool, shares: Shares | None = None) -> dict[str, object]:
     """Compile-time parameters of the encode kernel."""
-    steps = 2**codec.bits - (2 if codec.zero_preserving else 1)
     shared = lanes(codec.bits, codec.group, (shares or shares_of(codec)).encode)
     return {
         **_constants(codec, ragged, vector),
         "STOCHASTIC": codec.rounding == "stochastic",
-        "RECIPROCAL": reciprocal(steps),
+        "RECIPROCAL": reciprocal(codec.steps),
         "LANES": shared,
         "TILE": WARPS * 32 // shared,
     }
@@ -191,7 +190,7 @@ def _constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
     return {
         "BITS": codec.bits,
         "GROUP": codec.group,
-        "ZERO_PRESERVING": codec.zero_preserving,
+        "KEEPS": 2 if codec.sign_preserving else int(codec.zero_preserving),
         "VECTOR": vector,
         "RAGGED": ragged,
     }

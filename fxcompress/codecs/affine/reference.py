@@ -10,6 +10,7 @@ centres the noise, so that sums over many elements have no bias. All arithmetic 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -61,9 +62,9 @@ def encode(
         codes uint8 `[*lead, groups, group·bits/8]`, word int32 `[*lead, groups]`.
     """
     values = to_groups(x, group).to(torch.float32)
-    low, top = _range(values, values, bits)
+    low, top = range_of(values, values, bits)
     word = make_word(floor_bits(low), top, 2**bits - 1, largest)
-    return _pack(_fixed(values, word, inverse(word[..., None])), word, bits, salt), word
+    return pack_codes(_fixed(values, word, inverse(word[..., None])), word, bits, salt), word
 
 
 def decode(codes: torch.Tensor, word: torch.Tensor, bits: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -84,7 +85,7 @@ def encode_zero_preserving(
     # Only double precision holds positive values that are zero in fp32. Compared in fp32, and anew at each use, the
     # signs are no tensor that Inductor would keep in memory.
     signed = grouped if x.dtype == torch.float64 else values
-    low, top = _range(torch.where(signed <= 0, math.inf, values), values, bits)
+    low, top = range_of(torch.where(signed <= 0, math.inf, values), values, bits)
     lowest = floor_bits(low)
     # Inf: no element is positive. Below the smallest normal number, zero could become 0 and decode positives to 0.
     zero_bits = torch.where(lowest == _INFINITY, 0, lowest.clamp_min(SMALLEST_SCALE_BITS))
@@ -93,7 +94,7 @@ def encode_zero_preserving(
     fixed = _fixed(values, word, read_word(word)[0].reciprocal())
     # `fixed > 0` also sends NaN to the lowest positive code: a NaN must not come back as zero.
     codes = torch.where(signed <= 0, 0.0, torch.where(fixed > 0, fixed, 0.0) + 256.0)
-    return _pack(codes, word, bits, salt), word
+    return pack_codes(codes, word, bits, salt), word
 
 
 def decode_zero_preserving(
@@ -105,7 +106,7 @@ def decode_zero_preserving(
     return to_rows(torch.where(wide == 0, 0.0, (wide - 1) * scale + zero), cols, dtype, within=2)
 
 
-def _range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def range_of(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimum of `low` and maximum of `high` over each group."""
     if not planes.wanted(low):
         return low.amin(-1), high.amax(-1)
@@ -122,17 +123,23 @@ def _fixed(values: torch.Tensor, word: torch.Tensor, rate: torch.Tensor) -> torc
     return (values - zero) * rate * 256.0
 
 
-def _pack(codes: torch.Tensor, word: torch.Tensor, bits: int, salt: int | torch.Tensor | None) -> torch.Tensor:
-    """Round codes times 256, fp32 `[*lead, groups, group]`, and pack them."""
+def pack_codes(
+    codes: torch.Tensor,
+    word: torch.Tensor,
+    bits: int,
+    salt: int | torch.Tensor | None,
+    start: Callable[[float], torch.Tensor | float] = float,
+) -> torch.Tensor:
+    """Round codes times 256, fp32 `[*lead, groups, group]`, and pack them. `start(one)` is `one` plus what is to be
+    added to each code, times 256."""
     if salt is None:
-        return bitpack.pack(_to_integer(codes, 256), bits)
-    return bitpack.pack_dithered(_to_integer(codes, 1), noise.words(salt, word, codes.shape[-1]), bits)
+        return bitpack.pack(_to_integer(codes, start(2.0**31)), bits)
+    return bitpack.pack_dithered(_to_integer(codes, start(2.0**23)), noise.words(salt, word, codes.shape[-1]), bits)
 
 
-def _to_integer(x: torch.Tensor, unit: int) -> torch.Tensor:
-    """fp32 in 0 … 2¹⁶ units, a power of two, to the nearest int32, ties to even; anything for NaN.
+def _to_integer(x: torch.Tensor, one: torch.Tensor | float) -> torch.Tensor:
+    """fp32 in 0 … 2¹⁶ units to the nearest int32, ties to even; anything for NaN. `one` is 2²³ units, or more.
 
-    Added to 2²³ units the integer stands in the low bits: an add, where a conversion has a quarter of a GPU's rate or
-    less.
+    Added to that the integer stands in the low bits: an add, where a conversion has a quarter of a GPU's rate or less.
     """
-    return (x + 2.0**23 * unit).view(torch.int32) & 0xFFFF
+    return (x + one).view(torch.int32) & 0xFFFF

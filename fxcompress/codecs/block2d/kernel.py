@@ -38,7 +38,7 @@ def encode(
     salt,
     BITS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
+    KEEPS: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -55,13 +55,13 @@ def encode(
     for u in tl.static_range(8):
         x += (load_run(x_ptr + offset, first + u * across * _SIDE, 0, 0.0, TILE, 1, True, False),)
 
-    low = affine._key(x[0][0], ZERO_PRESERVING)
+    low = affine._key(x[0][0], KEEPS)
     high = x[0][0]
     for u in tl.static_range(8):
         for i in tl.static_range(8):
-            low = tl.minimum(low, affine._key(x[u][i], ZERO_PRESERVING))
+            low = tl.minimum(low, affine._key(x[u][i], KEEPS))
             high = affine._nan_max(high, x[u][i])
-    word, zero, inverse = affine._metadata(low, high, ZERO_PRESERVING, RECIPROCAL)
+    word, zero, inverse = affine._metadata(low, high, KEEPS, RECIPROCAL)
 
     g = tl.arange(0, TILE)[:, None]
     live = g < n_cells - base
@@ -80,10 +80,10 @@ def encode(
                 n0, n1, n2, n3 = philox(key0, key1, index, call + (p * RUNS + r))
             else:
                 n0, n1, n2, n3 = index, index, index, index
-            a, b = affine._unit(x[p * RUNS + r], n0, n1, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            a, b = affine._unit(x[p * RUNS + r], n0, n1, zero, inverse, BITS, STOCHASTIC, KEEPS)
             first0 += a * (1 << p * BITS)
             first1 += b * (1 << p * BITS)
-            a, b = affine._unit(x[HALF + p * RUNS + r], n2, n3, zero, inverse, BITS, STOCHASTIC, ZERO_PRESERVING)
+            a, b = affine._unit(x[HALF + p * RUNS + r], n2, n3, zero, inverse, BITS, STOCHASTIC, KEEPS)
             second0 += a * (1 << p * BITS)
             second1 += b * (1 << p * BITS)
         if BITS < 8:
@@ -105,10 +105,11 @@ def decode(
     down,
     across,
     BITS: tl.constexpr,
-    ZERO_PRESERVING: tl.constexpr,
+    KEEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Inverse of `encode`."""
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     base = tl.program_id(0) * TILE
     offset, first = _cells(base, n_cells, down, across, TILE)
     g = tl.arange(0, TILE)[:, None]
@@ -126,6 +127,6 @@ def decode(
             y = ()
             for h in tl.static_range(4):
                 for i in tl.static_range(2):
-                    y += (decode_kernel.decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, ZERO_PRESERVING),)
+                    y += (decode_kernel.decoded(halves[h], i * 8 + p * BITS, scale, zero, BITS, KEEPS, dtype),)
             at = first + (p * BITS + r) * across * _SIDE
             store_run(y_ptr + offset, y, at, down * across * (_SIDE * _SIDE), live, TILE, 1, True)

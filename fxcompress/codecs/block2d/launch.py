@@ -60,7 +60,7 @@ def encode_constants(codec: Block2d) -> dict[str, object]:
 
 def decode_constants(codec: Block2d) -> dict[str, object]:
     """Compile-time parameters of the decode kernel."""
-    return {"BITS": codec.bits, "ZERO_PRESERVING": codec.zero_preserving, "TILE": TILE}
+    return {"BITS": codec.bits, "KEEPS": int(codec.zero_preserving), "TILE": TILE}
 
 
 def _numbers(codec: Block2d, word: torch.Tensor) -> dict[str, int]:

@@ -149,7 +149,7 @@ def encode(
             left = ()
             for i in tl.static_range(8):
                 left += (x[i] - mean,)
-            a, b = affine._unit(left, noise[2 * h], noise[2 * h + 1], zero, inverse, BITS, STOCHASTIC, False)
+            a, b = affine._unit(left, noise[2 * h], noise[2 * h + 1], zero, inverse, BITS, STOCHASTIC, 0)
             first += a * (1 << (k + h * HALF) * BITS)
             second += b * (1 << (k + h * HALF) * BITS)
     out_ptr = codes_ptr.to(tl.pointer_type(tl.uint32)) + plane.to(tl.int64) * (2 * runs) + run * 2
@@ -173,6 +173,7 @@ def decode(
     """Inverse of `encode`."""
     base = tl.program_id(0) * PLANES
     runs = down * across * BITS
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     plane, run, live = _places(base, n_planes, runs, PLANES, RUNS)
     word = tl.load(word_ptr + plane)
     scale = (word & -65536).to(tl.float32, bitcast=True)
@@ -187,5 +188,5 @@ def decode(
         y = ()
         for h in tl.static_range(4):
             for i in tl.static_range(2):
-                y += (decode_kernel.decoded(halves[h], i * 8 + k * BITS, scale, zero, BITS, False) + mean,)
+                y += (decode_kernel.decoded(halves[h], i * 8 + k * BITS, scale, zero, BITS, 0, dtype) + mean,)
         store_run(y_ptr + offset, y, at * _SIDE, down * across * (_SIDE * _SIDE), live, PLANES * RUNS, 1, True)
