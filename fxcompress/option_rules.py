@@ -15,9 +15,9 @@ INNER = ("inductor", "aot_eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BYTES = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) *([KMGT]I?B|B)?", re.ASCII | re.IGNORECASE)
 PASSES = (
-    "chunk_loss", "find_cheap", "fuse", "keep_order", "order_launches", "outline", "pick_lowering", "pin_products",
-    "rebuild_weights", "replay_peak", "restore_kept", "save_early", "shield_inputs", "split_loops", "store_encoded",
-    "store_gathered", "store_sums",
+    "chunk_loss", "find_cheap", "fold_masks", "fuse", "keep_order", "order_launches", "outline", "pick_lowering",
+    "pin_products", "rebuild_weights", "replay_peak", "restore_kept", "save_early", "shield_inputs", "split_loops",
+    "store_encoded", "store_gathered", "store_sums",
 )  # fmt: skip
 """What may be left out; `outline` is the part of `pick_lowering` that makes codecs operators."""
 PERCENT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})? *%", re.ASCII)

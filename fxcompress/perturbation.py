@@ -56,6 +56,7 @@ def _stored(value: Tensor, entry: Stored, codec: Affine, salt: int) -> Tensor:
     if (entry.bits and codec.bits >= entry.bits) or order is None:
         square = expected_square(value, codec, coded_bits=entry.bits, row=entry.row)
         error = square.sqrt() * random_signs(value, salt)
-        return value + error.to(value.dtype)
+        changed = value + error.to(value.dtype)
+        return torch.where((changed > 0) == (value > 0), changed, value) if codec.sign_preserving else changed
     rows = codec.decode(codec.encode(to_rows(value, order), salt), order.cols, value.dtype)
     return from_rows(rows.contiguous(), order)  # what reads it views it as what was saved

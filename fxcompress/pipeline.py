@@ -39,9 +39,9 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
+from fxcompress.passes.restore_kept import restore_kept
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_early import save_early
-from fxcompress.passes.save_normalized import restore_kept
 from fxcompress.passes.save_predicates import expose_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
 from fxcompress.passes.store_encoded import store_encoded

@@ -13,6 +13,7 @@ from fxcompress.passes.find_masked import learned_inputs
 from fxcompress.passes.find_normalized import Normalized, find_normalized
 from fxcompress.passes.find_rules import Ruled, find_rules
 from fxcompress.passes.find_saved import find_saved, outputs, placeholders
+from fxcompress.passes.fold_masks import Fold, find_folds, fold_masks
 from fxcompress.passes.pick_codec import keeps_zeros
 from fxcompress.passes.rebuild_weights import rebuild_weights
 from fxcompress.passes.row_groups import WHOLE
@@ -66,11 +67,36 @@ def prepare(
     differs = save_differences(fw, bw, inexact, learned_inputs(placeholders(fw), outputs(bw)), count)
     differs |= save_slopes(fw, bw, inexact, count)
     names = inexact & {node.name for node in placeholders(bw)}
-    replaced = save_normalized(fw, bw, [each for each in normalized if each.pair.bw.name in names], count)
+    wanted = {each.pair.fw: each for each in normalized if each.pair.bw.name in names}
+    folds = _folds(fw, bw, options, count, found, names, rules)
+    wanted |= {fold.normalized.pair.fw: fold.normalized for fold in folds}
+    replaced = save_normalized(fw, bw, list(wanted.values()), count)
+    replaced = fold_masks(fw, bw, folds, replaced, count)
     same = sizes == (len(fw.graph.nodes), len(bw.graph.nodes))  # without dead code, too
     edited = bool(rebuilt or done.masks or done.dropped or differs or replaced) or not same
     statistics = {name: "statistic: kept exact" for each in replaced for name in each.exact}
     return Prepared({**unfit, **dict(done.exact_only), **statistics}, tuple(replaced), edited)
+
+
+def _folds(
+    fw: fx.GraphModule,
+    bw: fx.GraphModule,
+    options: Options,
+    count: int,
+    found: Findings,
+    names: Set[str],
+    rules: Mapping[str, Ruled],
+) -> list[Fold]:
+    """Masks that codes are to answer for: where a compiler fuses what that takes, and the codec is one that can."""
+    if options.inner != "inductor" or "fold_masks" in options.disable_passes:
+        return []
+    able = {t.name for t in found.saved if rules[t.storage].options.codec == "affine"} - _precise(found)
+    return find_folds(fw, find_saved(fw, bw, num_fwd_outputs=count), names & able)
+
+
+def _precise(found: Findings) -> set[str]:
+    """Lengths and logits, which are judged by the error of the value itself."""
+    return {tensor.name for tensor in found.saved if tensor.need in ("attention", "logits")}
 
 
 def _normalized(
@@ -82,11 +108,10 @@ def _normalized(
     lossy: Set[str],
     channels_last: Set[str],
 ) -> list[Normalized]:
-    """What is to be saved normalized; lengths and logits are judged by the error of the value itself."""
-    precise = {tensor.name for tensor in found.saved if tensor.need in ("attention", "logits")}
+    """What is to be saved normalized."""
     group = options.group if isinstance(options.group, int) and options.group else WHOLE
     pairs = find_saved(fw, bw, num_fwd_outputs=count)
-    return find_normalized(fw, pairs, lossy - precise, channels_last, group)
+    return find_normalized(fw, pairs, lossy - _precise(found), channels_last, group)
 
 
 def _zero_exact(saved: Sequence[SavedTensor]) -> set[str]:

@@ -31,6 +31,8 @@ def expected_square(value: Tensor, codec: Affine, *, coded_bits: int = 0, row: i
     _, word = codec.encode(rows, 0)
     grouped = _by_head(rows, codec) if codec.heads else to_groups(rows, codec.group)
     step, zero = read_word(word)
+    if codec.sign_preserving:
+        step, zero = torch.where(grouped > 0, step, zero), torch.zeros_like(zero)
     place = (grouped.to(torch.float32) - zero) / step
     stochastic = codec.rounding == "stochastic"
     if coded_bits and coded_bits <= codec.bits:

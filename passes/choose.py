@@ -22,6 +22,7 @@ from fxcompress.passes.alias import Storage
 from fxcompress.passes.fill_rows import encoded_nbytes, fill_rows, order_of_row
 from fxcompress.passes.find_channels_last import channels_last_order
 from fxcompress.passes.find_rules import Ruled, find_rules
+from fxcompress.passes.ops import SIGNED
 from fxcompress.passes.pick_codec import pick_codec
 from fxcompress.passes.pick_slab import pick_slab
 from fxcompress.passes.row_groups import end_at_rows
@@ -226,7 +227,9 @@ def _admit(
     else:
         inexact = why_exact or ("" if lossy_need(need) else f"{need}: no lossy codec may serve it")
         zeros = need.endswith("+mask") and not codecs.params(codec).get("zero_preserving")
+        signs = SIGNED in encoding.source.meta and not codecs.params(codec).get("sign_preserving")
         problem = problem or inexact or ("its zeros must stay exact" if zeros else "")
+        problem = problem or ("its signs must stay exact" if signs else "")
     try:
         nbytes = encoding.nbytes
     except OptionError as error:

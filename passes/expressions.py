@@ -28,6 +28,8 @@ _FORMS: Mapping[str, str] = MappingProxyType(
         "tanh": "libdevice.tanh({0})",
         "sigmoid": "tl.sigmoid({0})",
         "relu": "tl.where(0.0 > {0}, 0.0, {0})",
+        "clamp_min": "tl.where({0} < {1}, {1}, {0})",
+        "clamp_max": "tl.where({0} > {1}, {1}, {0})",
         "convert_element_type": "{0}",
     }
 )
@@ -50,6 +52,8 @@ def expression_of(node: fx.Node, names: Callable[[fx.Node], str]) -> str | None:
         return _quotient(arguments, names)
     if name in PREDICATES:
         return _comparison(PREDICATES[name], arguments, names)
+    if name == "where":
+        return _selection(arguments, names)
     words = [_word(argument, names) for argument in arguments]
     form = _FORMS.get(name)
     if form is None or None in words or len(words) != (2 if "{1}" in form else 1):
@@ -79,6 +83,15 @@ def _comparison(sign: str, arguments: Sequence[object], names: Callable[[fx.Node
     if len(words) != 2 or None in words or isinstance(arguments[1], fx.Node):
         return None
     return f"{words[0]} {sign} {words[1]}"
+
+
+def _selection(arguments: Sequence[object], names: Callable[[fx.Node], str]) -> str | None:
+    """Between tensors, by a comparison of the same chain."""
+    words = [_word(argument, names) for argument in arguments]
+    condition = arguments[0] if arguments else None
+    if len(words) != 3 or None in words or not isinstance(condition, fx.Node) or op_name(condition) not in PREDICATES:
+        return None
+    return "tl.where({}, {}, {})".format(*words)
 
 
 def _power(arguments: Sequence[object], names: Callable[[fx.Node], str]) -> str | None:

@@ -10,7 +10,7 @@ Rows of a layer normalization are another matter (`row_groups`): they are contig
 """
 
 import operator
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,13 +75,19 @@ def find_normalized(
         channels_last: shapes that the inner compiler will lay out with channels last.
         group: elements that share a scale.
     """
-    saved = {pair.fw: pair for pair in pairs if pair.bw.name in names}
     found: dict[str, Normalized] = {}
-    for each in _normalizations(fw):
-        way = _way(each.value, saved)
-        if way and saved[way[0]].bw.name not in found and _shares(each, way, channels_last, group):
-            found[saved[way[0]].bw.name] = Normalized(saved[way[0]], each, way)
+    for each in find_ways(fw, {pair.fw: pair for pair in pairs if pair.bw.name in names}):
+        if each.pair.bw.name not in found and _shares(each.by, each.way, channels_last, group):
+            found[each.pair.bw.name] = each
     return list(found.values())
+
+
+def find_ways(fw: fx.GraphModule, saved: Mapping[fx.Node, SavedPair]) -> Iterator[Normalized]:
+    """Normalizations of saved tensors, by the forward node that is saved."""
+    for by in _normalizations(fw):
+        way = _way(by.value, saved)
+        if way:
+            yield Normalized(saved[way[0]], by, way)
 
 
 def keeps_order(node: fx.Node) -> bool:
@@ -89,7 +95,7 @@ def keeps_order(node: fx.Node) -> bool:
     return op_name(node) in SAME_ORDER or op_name(node) in _CASTS
 
 
-def _way(value: fx.Node, saved: dict[fx.Node, SavedPair]) -> tuple[fx.Node, ...]:
+def _way(value: fx.Node, saved: Mapping[fx.Node, SavedPair]) -> tuple[fx.Node, ...]:
     """From the nearest saved node that holds the elements of `value` to `value`; empty if there is none."""
     way = [value]
     while way[-1] not in saved:

@@ -33,7 +33,7 @@ MOST_INPUTS, MOST_ENCODED, MOST_REPEATED = 4, 3, 8
 """Tensors that a kernel loads and encodes, all of which stand in registers, and short ones that it reads again."""
 MOST_STEPS, MOST_MASKS = 24, 4
 """Operators and masks of a chain; each is unrolled for all elements of a thread, which takes time to compile."""
-ROUNDED = frozenset("add sub sigmoid div tanh erf relu".split())
+ROUNDED = frozenset("add sub sigmoid div tanh erf relu where".split())
 """Operators that end in no product: machine code of the kernel has no more fused products than of both alone."""
 
 

@@ -102,7 +102,7 @@ def grow_chain(source: fx.Node, facts: Facts) -> set[fx.Node]:
     left_out: set[fx.Node] = set()
     while True:
         nodes = _reach(source, left_out, facts)
-        ends = _loose_ends(nodes, facts)
+        ends = _loose_ends(nodes, facts) | _half_read(nodes)
         if not ends:
             return nodes
         left_out |= ends
@@ -129,7 +129,7 @@ def _reach(source: fx.Node, left_out: set[fx.Node], facts: Facts) -> set[fx.Node
         if node in nodes or node in left_out or not _computes(node, source, facts):
             continue
         given = [value for value in full_arguments(node) if value not in nodes]
-        if not all(facts.is_loaded(value, node) and lies_as(value, source) for value in given):
+        if not all(_loads(value, node, source, facts) for value in given):
             continue
         # The kernel runs behind its last input, and before anybody else reads what it makes.
         others = (reader for own in nodes for reader in readers_of(own) if reader not in nodes)
@@ -152,8 +152,19 @@ def _add_producers(source: fx.Node, nodes: set[fx.Node], facts: Facts) -> bool:
             return False
         nodes.add(node)
         given = [value for value in full_arguments(node) if value not in nodes]
-        waiting += [value for value in given if not (facts.is_loaded(value, node) and lies_as(value, source))]
+        waiting += [value for value in given if not _loads(value, node, source, facts)]
     return True
+
+
+def _loads(value: fx.Node, reader: fx.Node, source: fx.Node, facts: Facts) -> bool:
+    """Whether a chain through `source` can read `value` from memory, where no more than numbers can be read."""
+    return op_name(value) not in PREDICATES and facts.is_loaded(value, reader) and lies_as(value, source)
+
+
+def _half_read(nodes: set[fx.Node]) -> set[fx.Node]:
+    """Conditions that somebody else reads, too: a chain only stores numbers."""
+    asked = [node for node in nodes if op_name(node) in PREDICATES and not is_mask(node)]
+    return {node for node in asked if any(reader not in nodes for reader in readers_of(node))}
 
 
 def _loose_ends(nodes: set[fx.Node], facts: Facts) -> set[fx.Node]:
@@ -169,8 +180,8 @@ def _loose_ends(nodes: set[fx.Node], facts: Facts) -> set[fx.Node]:
 
 
 def is_mask(node: fx.Node) -> bool:
-    """Whether a chain's operator makes booleans of it, of which it can only make bits."""
-    return op_name(node) in PREDICATES
+    """Whether a chain's operator makes booleans that are saved and no more, of which it can only make bits."""
+    return op_name(node) in PREDICATES and not readers_of(node)
 
 
 def is_read_in_memory(node: fx.Node, facts: Facts) -> bool:
@@ -182,7 +193,7 @@ def _computes(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
     """Whether a chain through `source` has an operator for it: element by element, in the same places of memory."""
     if node in facts.made or expression_of(node, str) is None or not lies_as(node, source) or _joins_product(node):
         return False
-    if is_mask(node) and (readers_of(node) or node not in facts.number):
+    if op_name(node) in PREDICATES and is_mask(node) != (node in facts.number):
         return False
     return all(repeats(argument, node) or is_in_place(argument, node) for argument in node.all_input_nodes)
 

@@ -15,6 +15,10 @@ GRADIENT = "gradient"
 ORIGIN = "actcomp_origin"
 """`meta[ORIGIN]` is the operator, as `full_name` gives it, of the node that one stands for which we made."""
 
+SIGNED = "actcomp_signed"
+"""`meta[SIGNED]` is set on saved values of which the backward asks whether they are positive, and whose codec is to
+keep that."""
+
 VIEWS = frozenset(
     "view reshape _unsafe_view permute transpose t expand alias detach squeeze unsqueeze select slice as_strided split "
     "unbind diagonal unfold split_with_sizes view_as inductor_force_stride_order".split()

@@ -14,7 +14,7 @@ from fxcompress.facts import Need
 from fxcompress.options import Options
 from fxcompress.passes.find_saved import layer_of
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import is_attention, is_view
+from fxcompress.passes.ops import SIGNED, is_attention, is_view
 from fxcompress.passes.row_groups import row_group
 
 SMALLEST_MAP = 16
@@ -42,7 +42,9 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
         source: what is to be stored, a forward node; None if only the class is known.
         order: how it lies in memory; None if it is not dense.
     """
-    bits = max(options.bits if need == "derivative" else options.operand_bits, _FLOORS.get(need, 1))
+    signed = source is not None and SIGNED in source.meta
+    least = max(_FLOORS.get(need, 1), 2 if signed else 1)
+    bits = max(options.bits if need == "derivative" else options.operand_bits, least)
     rounding = ("nearest" if bits == 8 else "stochastic") if options.rounding == "auto" else options.rounding
     zeros = need.endswith("+mask")
     sizes = _map_of(source, order) if options.codec in _MAPS else None
@@ -52,7 +54,8 @@ def pick_codec(need: Need, options: Options, source: fx.Node | None, order: Memo
         return _bounded(bits, size, options, source), ""
     if options.codec == "float8" and not why_not:
         return codecs.make("float8", **({"group": size} if size else {})), ""
-    common = {"bits": bits, "rounding": rounding, **({"zero_preserving": True} if zeros else {})}
+    keeps = {"zero_preserving": True} if zeros else {"sign_preserving": True} if signed else {}
+    common = {"bits": bits, "rounding": rounding, **keeps}
     if isinstance(sizes, tuple) and not why_not:
         height, width, inner = sizes
         return codecs.make(options.codec, height=height, width=width, inner=inner, **common), ""

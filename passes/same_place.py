@@ -33,7 +33,9 @@ def is_in_place(argument: fx.Node, node: fx.Node) -> bool:
     """Whether an argument of the size of `node` has its value's elements in their order: if it is no view, or one of
     the whole that is contiguous too."""
     value, one = value_of(argument), argument.meta.get("val")
-    if not isinstance(one, torch.Tensor) or one.dtype not in FLOATS or one.shape != node.meta["val"].shape:
+    if not isinstance(one, torch.Tensor) or one.shape != node.meta["val"].shape:
+        return False
+    if one.dtype not in (*FLOATS, torch.bool):
         return False
     if argument is value:
         return True

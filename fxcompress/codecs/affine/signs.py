@@ -38,7 +38,8 @@ def encode(
     fixed = values * torch.where(below, below_scale.reciprocal(), above_scale.reciprocal()) * 256.0
 
     def start(one: float) -> torch.Tensor:
-        return below.to(torch.float32) * -256.0 + (one + 256.0 * half)
+        added: torch.Tensor = below.to(torch.float32) * -256.0 + (one + 256.0 * half)
+        return added
 
     return pack_codes(fixed, word, bits, salt, start), word
 
