@@ -19,7 +19,7 @@ from torch import fx
 from fxcompress.passes.find_normalized import Normalized, find_ways
 from fxcompress.passes.find_saved import DESCRIPTIVE, SavedPair, find_saved, outputs
 from fxcompress.passes.ops import ORIGIN, SIGNED, op_name
-from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, viewed, writer_of
+from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, writer_of
 from fxcompress.passes.save_normalized import Replaced
 from fxcompress.passes.splice import PREFIX, add_placeholder, drop_unused, place_behind, set_outputs
 
@@ -143,29 +143,29 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
     before = pairs[done.name]
     assert by.result is not None
     with fw.graph.inserting_before(place_behind(max(fold.compared, before.fw))):
-        distance = _distance(fw, by.result, fold)
+        sign, shift = _bend(fw, fold.weight, fold.bias)
+        distance = _distance(fw, by.result, sign, shift, fold.compared)
         distance = cast_to(fw, distance, before.fw.meta["val"].dtype)
     distance.meta |= {key: before.fw.meta[key] for key in (*DESCRIPTIVE, ORIGIN) if key in before.fw.meta}
     distance.meta[SIGNED] = True
     distance._rename(f"{PREFIX}distance_{done.source.name}")
-    given = [None if node is None else writer.save(node) for node in (fold.weight, fold.bias)]
+    for name, node in (("sign", sign), ("bend", shift)):
+        if node is not None:
+            node._rename(f"{PREFIX}{name}_{done.source.name}")
+    kept = [None if node is None else writer.save(node) for node in (sign, shift)]
     saved = _exchange(writer, before, distance)
     first = min((*before.bw.users, *fold.mask.bw.users))
     with bw.graph.inserting_before(first):
         mask = call(bw, fold.mask.fw.target, (saved, 0), fold.mask.bw)  # type: ignore[arg-type]
-        weight, bias = (
-            None if like is None or node is None else viewed(bw, node, like.meta["val"].shape)
-            for like, node in zip((fold.weight, fold.bias), given, strict=True)
-        )
-        sign, shift = _bend(bw, weight, bias)
-        value = saved if shift is None else call(bw, _aten.sub.Tensor, (saved, shift), saved)
-        value = value if sign is None else call(bw, _aten.mul.Tensor, (value, sign), value)
+        sign, shift = kept
+        value = saved if shift is None else call(bw, _aten.sub.Tensor, (saved, shift), shift)
+        value = value if sign is None else call(bw, _aten.mul.Tensor, (value, sign), sign)
         value = cast_to(bw, value, before.fw.meta["val"].dtype)
     writer.known = {node: known for node, known in writer.known.items() if known is not before.bw}
     before.bw.replace_all_uses_with(value)
     fold.mask.bw.replace_all_uses_with(mask)
     bw.graph.erase_node(before.bw)
-    exact = (*done.exact, *(node.name for node in given if node is not None))
+    exact = (*done.exact, *(node.name for node in kept if node is not None))
     return replace(done, name=saved.name, exact=exact, mask=mask, compared=fold.compared)
 
 
@@ -182,11 +182,12 @@ def _exchange(writer: PairWriter, before: SavedPair, node: fx.Node) -> fx.Node:
     return saved
 
 
-def _distance(fw: fx.GraphModule, result: fx.Node, fold: Fold) -> fx.Node:
-    sign, shift = _bend(fw, fold.weight, fold.bias)
+def _distance(
+    fw: fx.GraphModule, result: fx.Node, sign: fx.Node | None, shift: fx.Node | None, compared: fx.Node
+) -> fx.Node:
     value = result if sign is None else call(fw, _aten.mul.Tensor, (result, sign), result)
     value = value if shift is None else call(fw, _aten.add.Tensor, (value, shift), result)
-    passes = call(fw, _aten.gt.Scalar, (fold.compared, 0), fold.compared)
+    passes = call(fw, _aten.gt.Scalar, (compared, 0), compared)
     above = call(fw, _aten.clamp_min.default, (value, _SMALLEST_DISTANCE), result)
     below = call(fw, _aten.clamp_max.default, (value, 0.0), result)
     return call(fw, _aten.where.self, (passes, above, below), result)
