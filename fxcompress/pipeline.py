@@ -44,6 +44,7 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_early import save_early
 from fxcompress.passes.save_predicates import expose_predicates
 from fxcompress.passes.shield_inputs import shield_inputs
+from fxcompress.passes.shorten_rebuilt import shorten_rebuilt
 from fxcompress.passes.store_encoded import store_encoded
 from fxcompress.passes.store_gathered import store_gathered
 from fxcompress.passes.store_sums import store_sums
@@ -168,9 +169,13 @@ def run(
     elif stored is None and limits.budget is not None:
         choice, fit = clock.run("fit_budget", lambda: fit_peak(fw, bw, found, choice, limits))
         fits = (fit,)
+    kept_names: set[str] = set()
     if prepared.replaced and "restore_kept" not in options.disable_passes:
-        as_they_are = {decision.tensor.name for decision in choice.decisions if decision.codec == KEEP}
-        clock.run("restore_kept", lambda: restore_kept(fw, bw, prepared.replaced, as_they_are, count))
+        kept_names = {decision.tensor.name for decision in choice.decisions if decision.codec == KEEP}
+        clock.run("restore_kept", lambda: restore_kept(fw, bw, prepared.replaced, kept_names, count))
+    normalized = [each for each in prepared.replaced if each.name not in kept_names]
+    if normalized:
+        clock.run("shorten_rebuilt", lambda: shorten_rebuilt(bw, normalized))
     compiled = fused and "pick_lowering" not in options.disable_passes
     outline = compiled and "outline" not in options.disable_passes
     choice = clock.run("pick_lowering", lambda: pick_lowering(choice, kernels=compiled, outline=outline))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from fxcompress.passes.find_normalized import Normalized, find_ways
+from fxcompress.passes.find_normalized import Normalized, find_ways, keeps_order
 from fxcompress.passes.find_saved import DESCRIPTIVE, SavedPair, find_saved, outputs
 from fxcompress.passes.ops import ORIGIN, SIGNED, op_name
 from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, writer_of
@@ -25,8 +25,7 @@ from fxcompress.passes.splice import PREFIX, add_placeholder, drop_unused, place
 
 _aten = torch.ops.aten
 _COMPARISONS = ("le", "gt")
-_BETWEEN = frozenset(["relu", "convert_element_type", "_to_copy", "leaky_relu"])
-"""What leaves to each element whether it is positive."""
+_RELUS = ("relu", "leaky_relu")
 FARTHEST = 4.0
 """Standard deviations from the mean at which a ReLU may bend; few channels bend beyond, and they hardly pass, or
 hardly stop, anything."""
@@ -98,7 +97,7 @@ def _fold_of(pair: SavedPair, normalized: Mapping[fx.Node, Normalized]) -> Fold 
     if op_name(mask) not in _COMPARISONS or mask.args[1:] != (0,) or not isinstance(mask.args[0], fx.Node):
         return None
     value = mask.args[0]
-    while op_name(value) in _BETWEEN:
+    while keeps_order(value) or op_name(value) in _RELUS:
         value = value.all_input_nodes[0]
     for bias, scaled in _taken_apart(value, "add"):
         for weight, result in _taken_apart(scaled, "mul"):
@@ -166,7 +165,7 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
     fold.mask.bw.replace_all_uses_with(mask)
     bw.graph.erase_node(before.bw)
     exact = (*done.exact, *(node.name for node in kept if node is not None))
-    return replace(done, name=saved.name, exact=exact, mask=mask, compared=fold.compared)
+    return replace(done, name=saved.name, exact=exact, normalized=value, mask=mask, compared=fold.compared)
 
 
 def _exchange(writer: PairWriter, before: SavedPair, node: fx.Node) -> fx.Node:

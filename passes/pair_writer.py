@@ -31,7 +31,9 @@ class PairWriter:
         """The backward's placeholder that holds the elements of `node`, saved if it was not."""
         root = unviewed(node)
         if root not in self.known:
-            if not node.name.startswith(PREFIX):
+            if node.op == "placeholder":
+                node = self._view_of_input(node)
+            elif not node.name.startswith(PREFIX):
                 node._rename(f"{PREFIX}saved_{root.name}")
             partner = add_saved(self.fw, self.bw, node, self.num_fwd_outputs, self.front)
             position = self.num_fwd_outputs if self.front is None else self.front.position
@@ -49,6 +51,13 @@ class PairWriter:
         for dim in symbols:
             sizes[dim] = -1 if len(symbols) == 1 else self._saved_size(like, dim)
         return viewed(self.bw, node, sizes)
+
+    def _view_of_input(self, node: fx.Node) -> fx.Node:
+        """An input under a name that may be saved: the backward, from which it was dropped, does not free its own."""
+        with self.fw.graph.inserting_before(place_behind(node)):
+            view = call(self.fw, _aten.view.default, (node, [*node.meta["val"].shape]), node)
+        view._rename(f"{PREFIX}saved_input")
+        return view
 
     def _saved_size(self, node: fx.Node, dim: int) -> fx.Node:
         with self.fw.graph.inserting_before(place_behind(node)):

@@ -16,7 +16,14 @@ from fxcompress.passes.splice import PREFIX, add_placeholder, copy_node, set_out
 def restore_kept(
     fw: fx.GraphModule, bw: fx.GraphModule, replaced: Sequence[Replaced], kept: Set[str], num_fwd_outputs: int
 ) -> int:
-    """Save the values again, in the same places, whose stand-ins are `kept`; returns how many."""
+    """Save the values again, in the same places, whose stand-ins are `kept`; returns how many.
+
+    Args:
+        fw, bw: the pair, edited in place.
+        replaced: what `save_normalized` and `fold_masks` did.
+        kept: names of what is stored as it is.
+        num_fwd_outputs: how many forward outputs are the user's.
+    """
     pairs = {pair.bw.name: pair for pair in find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)}
     again = [each for each in replaced if each.name in kept]
     for each in again:

@@ -15,9 +15,8 @@ from fxcompress import compat
 from fxcompress.passes.alias import find_storages
 from fxcompress.passes.find_normalized import Normalization, Normalized, keeps_order
 from fxcompress.passes.find_saved import DESCRIPTIVE, find_saved
-from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import ORIGIN, full_name, op_name
-from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, unviewed, viewed, writer_of
+from fxcompress.passes.ops import ORIGIN, full_name
+from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, viewed, writer_of
 from fxcompress.passes.splice import PREFIX, drop_unused
 
 _aten = torch.ops.aten
@@ -33,6 +32,10 @@ class Replaced:
         exact: names of the mean and the standard deviation that are saved with it.
         original: the value, in the forward.
         rebuilt: the same in the backward.
+        normalized: what is saved, in the backward, or what is computed of that.
+        deviation: what it is multiplied with there.
+        statistics: the backward's placeholders of the mean, and of what the value is multiplied with, or divided by.
+        divides: whether it is divided.
         mask: in the backward, the answer that `fold_masks` asks of the value; None if it does not.
         compared: the forward node that PyTorch's backward asks it of.
     """
@@ -42,6 +45,10 @@ class Replaced:
     exact: tuple[str, ...]
     original: fx.Node
     rebuilt: fx.Node
+    normalized: fx.Node
+    deviation: fx.Node
+    statistics: tuple[fx.Node, fx.Node]
+    divides: bool
     mask: fx.Node | None = None
     compared: fx.Node | None = None
 
@@ -105,54 +112,8 @@ def _replace(writer: PairWriter, each: Normalized, base: fx.Node, read: fx.Node)
         rebuilt = cast_to(bw, _multiply_add(bw, by, saved, deviation, mean, read), dtype)
         rebuilt = writer.lying_as(base, rebuilt)
     read.replace_all_uses_with(rebuilt)
-    _shorten(bw, rebuilt, saved, deviation, (writer.known[unviewed(by.mean)], writer.known[unviewed(rstd)]), by.divides)
-    return Replaced(each.pair.fw, saved.name, exact, base, rebuilt)
-
-
-def _shorten(
-    bw: fx.GraphModule,
-    rebuilt: fx.Node,
-    saved: fx.Node,
-    deviation: fx.Node,
-    statistics: tuple[fx.Node, fx.Node],
-    divides: bool,
-) -> None:
-    """Compute `x - mean` and `(x - mean) * rstd` of what is saved, and not of the x that is rebuilt of it."""
-    mean, rstd = statistics
-    casts = follow([rebuilt], lambda node: [user for user in node.users if op_name(user) == "convert_element_type"])
-    centered = [user for node in casts for user in node.users if _takes(user, "sub", node, mean)]
-    for node in centered:
-        with bw.graph.inserting_before(node):
-            product = call(bw, _aten.mul.Tensor, (saved, deviation), node)
-        if _is_like(product, node):
-            node.replace_all_uses_with(product)
-            for user in [user for user in product.users if _takes(user, "div" if divides else "mul", product, rstd)]:
-                with bw.graph.inserting_before(user):
-                    same = cast_to(bw, saved, user.meta["val"].dtype)
-                if _is_like(same, user):
-                    user.replace_all_uses_with(same)
-
-
-def _takes(user: fx.Node, name: str, node: fx.Node, statistic: fx.Node) -> bool:
-    """Whether it computes something of `node` and a statistic, in this order or, of a product, in the other."""
-    if op_name(user) != name or len(user.args) != 2 or user.kwargs:
-        return False
-    pairs = (user.args, user.args[::-1]) if name == "mul" else (user.args,)
-    return any(one is node and isinstance(two, fx.Node) and _shown(two) is statistic for one, two in pairs)
-
-
-def _shown(node: fx.Node) -> fx.Node:
-    """What `node` shows, perhaps in another dtype."""
-    while keeps_order(node):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _is_like(one: fx.Node, two: fx.Node) -> bool:
-    """Whether it has the other's sizes, order and dtype."""
-    a, b = one.meta["val"], two.meta["val"]
-    alike = [*map(str, (*a.shape, *a.stride()))] == [*map(str, (*b.shape, *b.stride()))]
-    return alike and bool(a.dtype == b.dtype)
+    statistics = writer.save(by.mean), writer.save(rstd)
+    return Replaced(each.pair.fw, saved.name, exact, base, rebuilt, saved, deviation, statistics, by.divides)
 
 
 def _normalize(fw: fx.GraphModule, by: Normalization, base: fx.Node) -> tuple[fx.Node, fx.Node]:
