@@ -23,7 +23,7 @@ from fxcompress.passes.join_steps import Buffer, Step, join_in_a_row, join_side_
 from fxcompress.passes.merge_sums import find_merged
 from fxcompress.passes.ops import GRADIENT, MAY_COPY, is_view, op_name
 from fxcompress.passes.phases import Phase, cut_phases, phase_of
-from fxcompress.passes.realize import LOAD, Expression, expression_of, stores
+from fxcompress.passes.realize import Expression, expression_of, load, stores
 from fxcompress.passes.traits import buffers_of
 from fxcompress.passes.workspace import workspace_nbytes
 
@@ -210,13 +210,14 @@ def _runs_nothing(
     """Whether no memory is touched at `node`; `taken` receives what its readers compute instead."""
     traits = phase.traits(node)
     if traits.view and (machine.fused or _views_input(node, phase)):
-        taken[node] = next((taken[arg] for arg in traits.inputs if arg in taken), LOAD)
+        viewed = next(iter(traits.inputs), node)
+        taken[node] = taken.get(viewed) or load(viewed)
         return True
     if machine.fused and _is_scattered_into(node, phase):
         return True
     if not machine.fused or not (traits.pointwise and is_fused_away(node, phase)):
         return False
-    expression = expression_of(traits, taken)
+    expression = expression_of(node, traits, taken)
     if stores(node, expression, len(reads), phase):
         return False
     taken[node] = expression

@@ -36,24 +36,28 @@ _ON_CPU: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """What computing a value anew at a reader takes: operations, and whether heavy ones are among them."""
+    """What computing a value anew at a reader takes: nodes with their operations, each node once, as Inductor counts
+    them, and whether heavy ones are among them."""
 
-    operations: int = 1
+    parts: frozenset[tuple[fx.Node, int]] = frozenset()
     heavy: bool = False
 
+    @property
+    def operations(self) -> int:
+        """In all."""
+        return sum(count for _, count in self.parts)
 
-LOAD = Expression()
-"""A value that is in memory."""
+
+def load(node: fx.Node) -> Expression:
+    """A value that is in memory."""
+    return Expression(frozenset([(node, 1)]))
 
 
-def expression_of(traits: Traits, known: dict[fx.Node, Expression]) -> Expression:
+def expression_of(node: fx.Node, traits: Traits, known: dict[fx.Node, Expression]) -> Expression:
     """What a pointwise node takes, given what its arguments do."""
-    operations, heavy = traits.operations, traits.heavy
-    for arg in traits.inputs:
-        part = known.get(arg, LOAD)
-        operations += part.operations
-        heavy = heavy or part.heavy
-    return Expression(operations, heavy)
+    parts = [known.get(arg) or load(arg) for arg in traits.inputs]
+    own = frozenset([(node, traits.operations)])
+    return Expression(own.union(*(part.parts for part in parts)), traits.heavy or any(part.heavy for part in parts))
 
 
 def stores(node: fx.Node, expression: Expression, reads: int, phase: Phase) -> bool:

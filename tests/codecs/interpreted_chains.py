@@ -299,7 +299,7 @@ def test_a_rewritten_pair_of_exact_operators_is_equal_bit_for_bit(monkeypatch: p
     assert all(same(one, two) for one, two in zip(fused.gradients, unfused.gradients, strict=True) if one is not None)
 
 
-STEPS = ("neg", "relu", "half", "square", "less", "times")
+STEPS = ("neg", "relu", "half", "square", "less", "times", "select")
 
 
 @settings(max_examples=6, deadline=None)
@@ -310,7 +310,8 @@ def test_any_chain_of_exact_operators_is_equal_bit_for_bit(steps: list[tuple[str
         for name, first, second in steps:
             one, two = values[first % len(values)], values[second % len(values)]
             unary = {"neg": -one, "relu": one.relu(), "half": one * 0.5, "square": one**2}
-            values.append({**unary, "less": one - two, "times": one * two}[name])
+            chosen = torch.where(one > 0, two.clamp_min(0.25), two.clamp_max(0.0))
+            values.append({**unary, "less": one - two, "times": one * two, "select": chosen}[name])
         return values[-1] @ weights[2]
 
     with pytest.MonkeyPatch.context() as patch:

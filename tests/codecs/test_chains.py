@@ -86,6 +86,23 @@ def test_a_norm_with_a_mask_stays_in_registers(bits: int) -> None:
     assert counts.per_element <= 34, counts
 
 
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_norm_whose_codes_answer_for_the_mask_stays_in_registers(bits: int) -> None:
+    steps = (
+        ("n", "(x - m) * s"),
+        ("y", "n * w + b"),
+        ("t", "tl.where(0.0 > y, 0.0, y)"),
+        ("d", "n * g + z"),
+        ("c", "t > 0.0"),
+        ("v", "tl.where(c, tl.where(d < 6e-8, 6e-8, d), tl.where(d > 0.0, 0.0, d))"),
+        ("r", "v.to(tl.bfloat16).to(tl.float32)"),
+    )
+    short = ("m", "s", "w", "b", "g", "z")
+    chain = Chain(("x", *short), steps, ("t",), ("r",), repeated=short)
+    codec = Affine(bits, 0, "stochastic", sign_preserving=True)
+    check(measure_chain(chain, torch.bfloat16, name="distance", codec=codec))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
