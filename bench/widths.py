@@ -1,4 +1,4 @@
-"""Options by name for benches that plan large models without running them: `4 bit`, `default 50%`, `exact`."""
+"""Options by name for benches that plan large models without running them: `4 bit`, `2 bit g128`, `default 50%`."""
 
 import re
 from dataclasses import replace
@@ -10,10 +10,12 @@ WIDTHS = ("default", "4 bit", "2 bit")
 
 
 def options_of(variant: str) -> Options:
-    """What a variant's name says: `default`, `exact` or both widths, and a budget if a share follows."""
+    """What a variant's name says: `default`, `exact` or both widths, perhaps with elements per scale behind them, and a
+    budget if a share follows."""
     widths, *share = re.split(r" (?=[\d.]+%$)", variant)
     options = Options(budget=share[0] if share else None, lossy=widths != "exact", disable_passes=INLINED)
     if widths in ("default", "exact"):
         return options
-    bits = int(widths.removesuffix(" bit"))
-    return replace(options, bits=bits, operand_bits=bits)
+    bits, _, group = widths.partition(" bit")
+    grouped = {"group": int(group.removeprefix(" g"))} if group else {}
+    return replace(options, bits=int(bits), operand_bits=int(bits), **grouped)  # type: ignore[arg-type]

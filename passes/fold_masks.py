@@ -29,6 +29,8 @@ _RELUS = ("relu", "leaky_relu")
 FARTHEST = 4.0
 """Standard deviations from the mean at which a ReLU may bend; few channels bend beyond, and they hardly pass, or
 hardly stop, anything."""
+REACH = 4.5
+"""How far values are taken to lie from the mean, on either side."""
 _SMALLEST_WEIGHT = 1e-20
 _SMALLEST_DISTANCE = 2.0**-24
 """Positive in fp16, too."""
@@ -156,9 +158,7 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
     first = min((*before.bw.users, *fold.mask.bw.users))
     with bw.graph.inserting_before(first):
         mask = call(bw, fold.mask.fw.target, (saved, 0), fold.mask.bw)  # type: ignore[arg-type]
-        sign, shift = kept
-        value = saved if shift is None else call(bw, _aten.sub.Tensor, (saved, shift), shift)
-        value = value if sign is None else call(bw, _aten.mul.Tensor, (value, sign), sign)
+        value = _normalized(bw, saved, *kept)
         value = cast_to(bw, value, before.fw.meta["val"].dtype)
     writer.known = {node: known for node, known in writer.known.items() if known is not before.bw}
     before.bw.replace_all_uses_with(value)
@@ -187,9 +187,29 @@ def _distance(
     value = result if sign is None else call(fw, _aten.mul.Tensor, (result, sign), result)
     value = value if shift is None else call(fw, _aten.add.Tensor, (value, shift), result)
     passes = call(fw, _aten.gt.Scalar, (compared, 0), compared)
-    above = call(fw, _aten.clamp_min.default, (value, _SMALLEST_DISTANCE), result)
-    below = call(fw, _aten.clamp_max.default, (value, 0.0), result)
+    above, below = value, value
+    if shift is not None:
+        above, below = (call(fw, _aten.mul.Tensor, (value, _inverse_reach(fw, shift, at)), result) for at in (1, -1))
+    above = call(fw, _aten.clamp_min.default, (above, _SMALLEST_DISTANCE), result)
+    below = call(fw, _aten.clamp_max.default, (below, 0.0), result)
     return call(fw, _aten.where.self, (passes, above, below), result)
+
+
+def _inverse_reach(fw: fx.GraphModule, shift: fx.Node, side: int) -> fx.Node:
+    reach = call(fw, _aten.mul.Tensor, (shift, float(side)), shift)
+    reach = call(fw, _aten.add.Tensor, (reach, REACH), shift)
+    return call(fw, _aten.reciprocal.default, (reach,), shift)
+
+
+def _normalized(bw: fx.GraphModule, saved: fx.Node, sign: fx.Node | None, shift: fx.Node | None) -> fx.Node:
+    """The normalized value of a distance: `(REACH · d + |d| · shift - shift) · sign`."""
+    value = saved
+    if shift is not None:
+        wide = cast_to(bw, saved, shift.meta["val"].dtype)
+        size = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (wide,), wide), 1.0), wide)
+        scaled = call(bw, _aten.mul.Tensor, (wide, REACH), wide)
+        value = call(bw, _aten.add.Tensor, (scaled, call(bw, _aten.mul.Tensor, (size, shift), wide)), wide)
+    return value if sign is None else call(bw, _aten.mul.Tensor, (value, sign), sign)
 
 
 def _bend(gm: fx.GraphModule, weight: fx.Node | None, bias: fx.Node | None) -> tuple[fx.Node | None, fx.Node | None]:
