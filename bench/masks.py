@@ -3,8 +3,8 @@
     python -m bench.masks [--models cnn,resnet] [--bits 8,4,2] [--spread 0,1] [--json file]
 
 Each model is traced once and cut as for Inductor; the pair is run by an interpreter, so that nothing is compiled.
-Errors are those of all gradients together against PyTorch's own pair on the same numbers. `spread`: how far the batch norms'
-weights and biases lie about those that training begins with, in units of the weight.
+Errors are those of all gradients together against PyTorch's own pair on the same numbers. `spread`: how far weights
+and biases of batch norms lie about those that training begins with, in units of the weight.
 """
 
 import argparse
