@@ -1,7 +1,8 @@
 """Plans under budgets with what proves them, on fake tensors: `python -m bench.certificates`.
 
 Per zoo model, inner compiler and budget: the predicted peak, the modelled seconds of encoding, and the bound that no
-choice of representations for the same cut can beat.
+choice of representations for the same cut can beat if it is to keep the peak that was aimed at, or the one that was
+reached where that was out of reach.
 """
 
 import argparse
@@ -40,7 +41,9 @@ class Row:
         """By which share the cost lies above the bound."""
         if self.code_s is None or self.bound_s is None:
             return None
-        return self.code_s / self.bound_s - 1 if self.bound_s else 0.0
+        if not self.bound_s:
+            return float("inf") if self.code_s else 0.0
+        return self.code_s / self.bound_s - 1
 
 
 def plans(model: str, inner: str, budgets: list[int]) -> Iterator[Row]:

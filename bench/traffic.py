@@ -27,7 +27,7 @@ from bench.kernel_bytes import Kernel, count_kernels
 from bench.models.blocks import BLOCKS, default_dtype
 from bench.record import append_rows, environment, megabytes, ratio, wide_console
 from bench.step_graphs import Joint, Partitioner, partition, plain, saved_nbytes, trace
-from bench.traffic_parts import OURS, Parts, Step, compare, is_alone
+from bench.traffic_parts import OURS, Parts, Step, compare, is_alone, is_coding, is_payload
 from fxcompress.compat import FakeTensorMode
 from fxcompress.errors import BudgetError
 from fxcompress.inductor_settings import settings as inductor_settings
@@ -174,21 +174,21 @@ def lower_pair(pair: Pair, num_fwd_outputs: int, settings: Mapping[str, Any] = S
         backward = lower(pair[1], is_backward=True, settings=settings)
         before, after = count_kernels(forward), count_kernels(backward)
     buffers = forward.outputs
-    payloads = [buffer for buffer, name in zip(buffers, names, strict=True) if name.startswith(OURS)]
+    payloads = [buffer for buffer, name in zip(buffers, names, strict=True) if is_payload(name)]
     return Step(tuple(before), tuple(after), frozenset(buffers), frozenset(payloads))
 
 
 def count_encoded(fw: fx.GraphModule) -> int:
-    """Tensors that a forward graph returns encoded; their payloads are named `actcomp_<number>_<field>`."""
+    """Tensors that a forward graph returns encoded."""
     (output,) = fw.graph.find_nodes(op="output")
-    names = [node.name for node in output.all_input_nodes if node.name.startswith(OURS)]
+    names = [node.name for node in output.all_input_nodes if is_payload(node.name)]
     return len({name.removeprefix(OURS).split("_")[0] for name in names})
 
 
 def phase(kernels: Sequence[Kernel]) -> Phase:
     """Sum up one graph's kernels."""
     generated = [kernel for kernel in kernels if not kernel.library]
-    ours = [kernel for kernel in generated if any(name.startswith(OURS) for name in kernel.origins)]
+    ours = [kernel for kernel in generated if any(map(is_coding, kernel.origins))]
     alone = [kernel for kernel in ours if is_alone(kernel)]
     nbytes = sum(kernel.nbytes for kernel in kernels)
     return Phase(

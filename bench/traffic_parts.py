@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from bench.kernel_bytes import Kernel
 
 OURS = "actcomp_"
-"""How the graph nodes that actcomp adds are named, and with them the inputs of a backward that are payloads."""
-
+"""How the graph nodes that actcomp adds are named, and with them the inputs of a backward that it adds."""
+VALUES = tuple(OURS + kind for kind in ("normal", "saved_"))
+"""Those of them that are no part of an encode or decode: what a normalization made, its statistics, and the way back
+(`save_normalized`). A kernel that makes these beside its own results is none of ours."""
 
 FUSED = "compute_and_encode"
 """How kernels are named that `fuse` makes of a chain and its encodes."""
@@ -80,11 +82,21 @@ def compare(ours: Step, plain: Step) -> Parts:
     return Parts(payload, unshared, shared, operand, saved, _total(ours) - _total(plain) - known)
 
 
+def is_coding(name: str) -> bool:
+    """Whether a node of this name is part of an encode or decode."""
+    return name.startswith(OURS) and not name.startswith(VALUES)
+
+
+def is_payload(name: str) -> bool:
+    """Whether codes, scales or bits are handed over under this name: `actcomp_<number>_<field>`."""
+    return name.startswith(OURS) and name.removeprefix(OURS).split("_")[0].isdecimal()
+
+
 def is_alone(kernel: Kernel) -> bool:
     """Whether it computes nothing but parts of encodes or decodes."""
     if kernel.name.startswith(FUSED):
         return False
-    return not kernel.library and bool(kernel.origins) and all(name.startswith(OURS) for name in kernel.origins)
+    return not kernel.library and bool(kernel.origins) and all(map(is_coding, kernel.origins))
 
 
 def _total(step: Step) -> int:
@@ -95,7 +107,7 @@ def _payload_bytes(step: Step) -> Iterator[int]:
     for kernel in step.forward:
         yield from (size for buffer, size in kernel.writes.items() if buffer in step.payloads)
     for kernel in step.backward:
-        yield from (size for buffer, size in kernel.reads.items() if buffer.startswith(OURS))
+        yield from (size for buffer, size in kernel.reads.items() if is_payload(buffer))
 
 
 def _encode_reads(step: Step) -> tuple[int, int]:
@@ -129,5 +141,5 @@ def _saved_bytes(step: Step) -> Iterator[int]:
     made: Set[str] = {buffer for kernel in step.backward for buffer in kernel.writes}
     for kernel in step.backward:
         if not kernel.library:
-            kept_reads = ((b, size) for b, size in kernel.reads.items() if b not in made and not b.startswith(OURS))
+            kept_reads = ((b, size) for b, size in kernel.reads.items() if b not in made and not is_payload(b))
             yield from (size for _, size in kept_reads)

@@ -46,7 +46,8 @@ class Fit:
     code_s: float
     """Seconds of encoding and decoding, with what their error is weighed at."""
     bound_s: float
-    """No choice of representations for this cut has a lower `code_s`."""
+    """No choice of representations for this cut has a lower `code_s` and a predicted peak as low as was aimed at, or as
+    this one's where that was out of reach."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,9 @@ class Ranking:
             closer = not self.least_excess_bytes or excess < self.least_excess_bytes
             self.least_excess_bytes = min(excess, self.least_excess_bytes or excess)
             self.failed[self.taken] = self.aim_bytes
-            if not self.aims or (closer and len(self.aims) + 1 < AIMS_TRIED):
-                reached = self.aim_bytes if predicted_bytes is None else min(self.aim_bytes, predicted_bytes)
-                self.aims.append(max(reached - excess, 0))
+            lower = self._lower(excess, predicted_bytes)
+            if not self.aims or (closer and len(self.aims) + 1 < AIMS_TRIED and lower < self.aim_bytes):
+                self.aims.append(lower)
                 return
         self.skip()
         if self.last is not None:
@@ -90,6 +90,14 @@ class Ranking:
             self.failed.clear()
         elif self._is_done():
             self._finish_low(self._lowest())
+
+    def _lower(self, excess: int, predicted_bytes: int | None) -> int:
+        """The aim that follows one which missed; 0 where that was out of reach, as estimated."""
+        assert self.cuts is not None
+        reached = self.aim_bytes if predicted_bytes is None else predicted_bytes
+        if reached > self.aim_bytes and not self.cuts.ranked[self.taken].fits:
+            return 0
+        return max(min(self.aim_bytes, reached) - excess, 0)
 
     def kept(self, result: Result, predicted_bytes: int) -> None:
         """Take the next cut; first the same one again for a higher aim, if it was finished as low as it gets.

@@ -19,7 +19,7 @@ from fxcompress.passes.lifetimes import Group, Lifetime, find_lifetimes
 from fxcompress.passes.liveness import Machine
 from fxcompress.passes.phases import phase_of
 from fxcompress.plan import Decision
-from fxcompress.solve.allocate import allocate
+from fxcompress.solve.allocate import allocate, cheapened
 from fxcompress.solve.repair import lowest_peak
 from fxcompress.solve.slots import Option
 
@@ -31,7 +31,10 @@ VARIANCE = {1: 3.6, 2: 0.40, 4: 0.016, 8: 1e-4}
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The choice that fits, what it costs, and the least that any choice for this pair could cost."""
+    """The choice that fits, what it costs, and the least that any choice for this pair could cost that fits as well.
+
+    Where the limit is out of reach, that is: any choice with a peak as low.
+    """
 
     choice: Choice
     code_s: float
@@ -69,7 +72,8 @@ def fit_budget(
         fw, bw: the pair, not rewritten yet.
         storages: the saved storages.
         choice: what `choose` decided without a limit.
-        limit_bytes: the predicted peak to stay below; the lowest reachable is taken where that is impossible.
+        limit_bytes: the predicted peak to stay below. Where that is out of reach, the cheapest choice found with the
+            lowest peak found is taken; with 0 the first one found, which encodes more and may run lower than predicted.
         machine: how the pair is run.
         step_s: modelled seconds of the whole step, against which errors are weighed.
         error_s_per_byte: what a relative variance of 1 is worth per byte, where several cuts are compared; None: such
@@ -87,6 +91,9 @@ def fit_budget(
         for options, lifetime in zip(ways, lifetimes.storages, strict=True)
     ]
     found = allocate(items, lifetimes.rest_bytes, limit_bytes)
+    if not found.fits:
+        near = cheapened(items, lifetimes.rest_bytes, found)
+        found = near if limit_bytes else replace(found, bound=near.bound)
     taken = {s.root: options[r] for s, options, r in zip(free, ways, found.chosen, strict=True)}
     lowest = lowest_peak(items, lifetimes.rest_bytes)
     return Fitted(_narrowed(choice, taken), found.cost, found.bound, lowest)

@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from fxcompress.passes import devices
-from fxcompress.passes.alias import hint, nbytes_of
-from fxcompress.passes.ops import op_name
+from fxcompress.passes.alias import hint, is_static, nbytes_of
+from fxcompress.passes.ops import is_view, op_name
 
 _DEPTHWISE_COPIES = 255
 """16 x 16 channels, of which a depthwise filter uses the diagonal; less the copy that is counted anyway."""
@@ -40,8 +40,8 @@ def library_nbytes(node: fx.Node) -> int:
 
 def _convolution(node: fx.Node, channels_last: bool) -> int:
     x, weight = _arg(node, 0), _arg(node, 1)
-    if channels_last or _lies_channels_last(x):
-        return nbytes_of(weight) + _scratch_nbytes(4096, 1, 0)
+    if _takes_channels_last(x, channels_last):
+        return nbytes_of(weight) + _scratch_nbytes(4096, 1, 0) + _copy_nbytes(node, 1, channels_last)
     return max(nbytes_of(x) + nbytes_of(weight), nbytes_of(node.meta["val"]))
 
 
@@ -50,9 +50,10 @@ def _convolution_backward(node: fx.Node, channels_last: bool) -> int:
     grad, x, weight = (_arg(node, position) for position in range(3))
     mask = node.args[-1]
     grad_input = nbytes_of(x) if isinstance(mask, (list, tuple)) and mask[0] else 0
-    if channels_last or _lies_channels_last(x):
+    if _takes_channels_last(x, channels_last):
         copies = 2 + _DEPTHWISE_COPIES * _is_wide_depthwise(x, weight)
-        return max(copies * nbytes_of(weight), nbytes_of(weight) + _gradient_scratch_nbytes(node) * bool(grad_input))
+        own = max(copies * nbytes_of(weight), nbytes_of(weight) + _gradient_scratch_nbytes(node) * bool(grad_input))
+        return own + _copy_nbytes(node, 2, channels_last)
     # What it computes with strides, oneDNN copies once more.
     copies = 2 if any(stride != 1 for stride in _sizes(node.args[4])) else 1
     return max(copies * grad_input, nbytes_of(grad) + nbytes_of(x) + nbytes_of(weight))
@@ -73,6 +74,17 @@ def _gradient_scratch_nbytes(node: fx.Node) -> int:
 def _scratch_nbytes(shared: int, pages: int, own: int) -> int:
     """Bytes of one buffer for all threads, with pages and bytes of each thread's own."""
     return shared + torch.get_num_threads() * (4096 * pages + 24 + own)
+
+
+def _copy_nbytes(node: fx.Node, position: int, channels_last: bool) -> int:
+    """Of filters that Inductor lays out anew for a convolution with channels last: those that it does not compute."""
+    filters, weight = node.args[position], _arg(node, position)
+    while isinstance(filters, fx.Node) and is_view(filters):
+        filters = filters.args[0]
+    given = isinstance(filters, fx.Node) and filters.op == "placeholder"
+    if not channels_last or not given or weight.dim() != 4 or not is_static(weight):
+        return 0
+    return 0 if weight.is_contiguous(memory_format=torch.channels_last) else nbytes_of(weight)
 
 
 def _sizes(arg: object) -> Sequence[object]:
@@ -106,6 +118,11 @@ def _arg(node: fx.Node, position: int) -> torch.Tensor:
     val = arg.meta["val"]
     assert isinstance(val, torch.Tensor)
     return val
+
+
+def _takes_channels_last(x: torch.Tensor, channels_last: bool) -> bool:
+    """Maps of one channel lie both ways: Inductor leaves their strides alone, and ATen takes them for contiguous."""
+    return (channels_last and x.shape[1] != 1) or _lies_channels_last(x)
 
 
 def _lies_channels_last(x: torch.Tensor) -> bool:

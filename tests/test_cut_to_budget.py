@@ -1,6 +1,6 @@
 """Which of the ranked cuts are finished: no fewer than the cheapest plan needs, and no more than three."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -111,6 +111,20 @@ def test_an_error_states_the_lowest_peak_that_was_reached() -> None:
     with pytest.raises(BudgetError) as raised:
         cut_to_budget(cut_nothing, finishing, chooser_of(ranked(1.0)))
     assert raised.value.peak_bytes == 1110 and finishing.targets[-1] == 0
+
+
+def test_a_cut_that_was_not_to_fit_and_does_not_is_finished_as_low_as_it_gets() -> None:
+    """Not for a lower aim, for which the same plan would be made."""
+    targets: list[int] = []
+
+    def finishing(pair: Any, plain_saved_bytes: int | None, budget: Any) -> Any:
+        targets.append(budget.target_bytes)
+        return finished(1.0, 1200 if budget.target_bytes else 1150)
+
+    cuts = ranked(1.0)
+    with pytest.raises(BudgetError) as raised:
+        cut_to_budget(cut_nothing, finishing, chooser_of(replace(cuts, ranked=(replace(cuts.ranked[0], fits=False),))))
+    assert raised.value.peak_bytes == 1150 and targets == [LIMIT, 0]
 
 
 def test_at_last_pytorchs_own_cut_is_finished_as_low_as_it_gets_then_as_high_as_fits() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxcompress
@@ -16,6 +18,7 @@ from fxcompress.compat.scheduler_passes import settings_undone
 from fxcompress.inductor_settings import settings
 from fxcompress.options import Options
 from fxcompress.replay import replay
+from fxcompress.trace import explain
 
 CODE = """
 async_compile.wait(globals())
@@ -59,6 +62,30 @@ def test_a_stated_peak_is_what_the_allocator_is_asked_for() -> None:
     found = measure.peak_bytes(job.gradient_step(compiled)).peak_bytes
     assert plan.peak_after.peak_bytes <= plan.fits[0].limit_bytes
     assert found == pytest.approx(plan.peak_after.peak_bytes, abs=256)
+
+
+class Filters(nn.Module):
+    """Convolutions of an image of one channel, whose peak stands where the last one's filters are the most of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 32, 3, padding=1)
+        self.inner = nn.Conv2d(32, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = F.max_pool2d(self.first(image).relu(), 2)
+        return self.last(self.inner(maps).relu()).relu().mean()
+
+
+def test_the_model_knows_of_filters_that_inductor_lays_out_anew() -> None:
+    def peak_bytes(*disabled: str) -> int:
+        options = Options(budget="1GiB", disable_passes=disabled)
+        (graph,) = explain(lambda: (Filters(128), (torch.randn(4, 1, 8, 8),)), options=options).graphs
+        return graph.peak_after.peak_bytes
+
+    copied = 128 * 128 * 9 * 4
+    assert peak_bytes() == pytest.approx(peak_bytes("replay_peak"), abs=copied // 100)
 
 
 def test_a_row_of_loops_ends_where_its_operands_are_in_the_way() -> None:

@@ -127,8 +127,8 @@ def _fit_line(fit: Fit) -> tuple[str, str]:
     return (
         "budget",
         f"{human_bytes(fit.limit_bytes)} of PyTorch's own {human_bytes(fit.plain_peak_bytes)}; lowest peak found "
-        f"{human_bytes(fit.lowest_peak_bytes)}; cut: {fit.cut}; modelled: {modelled} (no choice for this cut below "
-        f"{1e3 * fit.bound_s:.3g} ms)",
+        f"{human_bytes(fit.lowest_peak_bytes)}; cut: {fit.cut}; modelled: {modelled} (no choice for this cut that "
+        f"fits below {1e3 * fit.bound_s:.3g} ms)",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fxcompress.solve.relaxation import Node, Relaxation, relax
 from fxcompress.solve.repair import repair
-from fxcompress.solve.slots import Items, cheapest, cost_of, curve_of, merge
+from fxcompress.solve.slots import Items, Merged, cheapest, cost_of, curve_of, merge
 from fxcompress.solve.sums import Costs, costs_of
 
 GAP = 0.005
@@ -29,6 +29,7 @@ EXACT_ITEMS = 12
 class Allocation:
     """`chosen[i]` is the option of item i. `bound`: no choice that fits costs less.
 
+    Where nothing was found to fit, that says nothing of `chosen`: `cheapened` bounds what peaks no higher.
     `prices`: what one byte less at a slot would save, in cost, at the slots where it would.
     """
 
@@ -52,14 +53,19 @@ def allocate(items: Items, rest_bytes: Sequence[int], limit_bytes: int, *, nodes
     Returns:
         The cheapest choice found that fits; if none was found, the one with the lowest peak, with `fits` False.
     """
-    merged = merge(items, rest_bytes)
-    start = cheapest(items)
+    return _allocated(merge(items, rest_bytes), limit_bytes, [], nodes)
+
+
+def _allocated(merged: Merged, limit_bytes: int, known: Sequence[list[int]], nodes: int) -> Allocation:
+    """Solve for one limit, no worse than by the choices `known`."""
+    start = cheapest(merged.items)
     search = _Search(relax(merged.items, merged.rest, limit_bytes), merged.rest)
     search.offer(start)
     lowest, prices = search.cost, {}
     if not search.fits:
         root = search.relaxation.start()
-        search.offer(search.repaired(start))
+        for chosen in (search.repaired(start), *known):
+            search.offer(chosen)
         x = search.relaxation.solve(root)
         prices = search.relaxation.prices(root)
         lowest = max(lowest, search.relaxation.bound(root))
@@ -72,6 +78,15 @@ def allocate(items: Items, rest_bytes: Sequence[int], limit_bytes: int, *, nodes
     return Allocation(
         tuple(search.chosen), search.cost, min(lowest, search.cost), search.peak_bytes, search.fits, found
     )
+
+
+def cheapened(items: Items, rest_bytes: Sequence[int], found: Allocation, *, nodes: int = NODES) -> Allocation:
+    """The cheapest choice found that peaks no higher than `found`, which may have been out of reach of its limit.
+
+    It costs as much as `found` or less; `bound`: no choice that peaks no higher costs less.
+    """
+    merged = merge(items, rest_bytes)
+    return _allocated(merged, found.peak_bytes, [list(found.chosen)], nodes)
 
 
 _Open = tuple[float, int, Node, list[float]]

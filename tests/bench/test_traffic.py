@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -344,6 +344,31 @@ def count_row(name: str, joint: Joint, partitioner: Partitioner) -> Row:
         decided = [decision.lowering for decision in fxcompress.reports()[-1].decisions]
         assert sum(kernel.name.startswith("encode_") for kernel in step.forward) == decided.count(TRITON)
     return row
+
+
+def test_what_a_normalization_made_is_no_part_of_an_encode() -> None:
+    """Nor are its statistics, which are handed over as they are. Only names tell that these are ours."""
+    graph = fx.Graph()
+    names = (
+        "actcomp_0_codes",
+        "actcomp_0_word",
+        "actcomp_12_p0",
+        "actcomp_normalized_convolution",
+        "actcomp_saved_mean",
+    )
+    graph.output(tuple(graph.placeholder(name) for name in names))
+    assert count_encoded(fx.GraphModule(nn.Module(), graph)) == 2
+
+    def kernel(*origins: str) -> Kernel:
+        return Kernel("k", False, frozenset(origins), {}, {})
+
+    made = [kernel("relu", "actcomp_normalized_convolution"), kernel("rsqrt", "actcomp_saved_mean", "actcomp_normal_1")]
+    encoding = [
+        kernel("sub", "actcomp_normalized_convolution", "actcomp_0_codes"),
+        kernel("actcomp_view", "actcomp_12_p0"),
+    ]
+    counted = phase([*made, *encoding])
+    assert (counted.ours, counted.ours_alone) == (2, 1)
 
 
 def test_a_chain_and_its_encode_are_one_launch_that_reads_once_and_writes_in_place() -> None:

@@ -69,6 +69,16 @@ def test_convolutions(shape: tuple[int, ...], channels_last: bool) -> None:
         assert abs(stated - measured(functools.partial(function, *inputs))) <= 0.2 * whole, function
 
 
+def test_an_image_of_one_channel_is_taken_for_contiguous_whatever_inductor_does() -> None:
+    x, weight, _ = operands((64, 1, 32, 16, 3), False)
+
+    def forward(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        return aten.convolution(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+    stated = workspace_nbytes(node_of(forward, x, weight), channels_last=True)
+    assert stated == measured(functools.partial(forward, x, weight)) == forward(x, weight).nbytes
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(64, 64, 12, 1), (64, 128, 24, 1), (16, 16, 56, 3), (64, 64, 56, 1)], ids=str)
 def test_scratch_memory_of_strided_convolutions(shape: tuple[int, int, int, int], threads: int) -> None:
