@@ -13,7 +13,7 @@ import torch
 
 from fxcompress.codecs import bitpack
 from fxcompress.codecs.affine.reference import pack_codes, range_of, read_word
-from fxcompress.codecs.groups import LARGEST, scale_bits, to_groups, to_rows
+from fxcompress.codecs.groups import LARGEST, inverse, scale_bits, to_groups, to_rows
 
 NAN_WORD = 0x7FC07FC0
 
@@ -34,8 +34,8 @@ def encode(
     low, top = range_of(values, values, bits)
     word = scale_bits(top.clamp_min(0), half - 1) | ((scale_bits(-low.clamp_max(0), half - 1) >> 16) & 0xFFFF)
     word = torch.where((low >= -LARGEST) & (top <= LARGEST), word, NAN_WORD)
-    above_scale, below_scale = read_word(word)
-    fixed = values * torch.where(below, below_scale.reciprocal(), above_scale.reciprocal()) * 256.0
+    wide = word[..., None]
+    fixed = values * torch.where(below, inverse(wide << 16), inverse(wide)) * 256.0
 
     def start(one: float) -> torch.Tensor:
         added: torch.Tensor = below.to(torch.float32) * -256.0 + (one + 256.0 * half)
