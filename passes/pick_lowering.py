@@ -19,7 +19,7 @@ from torch import fx
 from fxcompress.codecs import lowering
 from fxcompress.passes.alias import is_static
 from fxcompress.passes.choose import Choice, Encoding
-from fxcompress.passes.ops import MOVES, is_random, op_name
+from fxcompress.passes.ops import MOVES, SIGNED, is_random, op_name
 from fxcompress.plan import ATEN, OPERATOR, TRITON
 
 
@@ -49,6 +49,8 @@ def _is_kernel(encoding: Encoding) -> bool:
     val, codec = encoding.source.meta["val"], encoding.codec
     lossy = codec.contract.kind != "exact"
     several = codec.contract.kind == "unbiased" or _is_drawn(encoding.source) or (lossy and not is_static(val))
+    # What rounds to nearest and keeps signs is one kernel of Inductor's at 8 bits alone.
+    several = several or (SIGNED in encoding.source.meta and codec.bits < 8)
     return several and lowering.find(codec, encoding.order.cols, val.dtype) is not None
 
 
