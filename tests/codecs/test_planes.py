@@ -32,16 +32,16 @@ def special(dtype: torch.dtype, *, non_negative: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("zero_preserving", [False, True])
+@pytest.mark.parametrize("keeps", ["", "zero_preserving", "sign_preserving"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_affine_is_equal_bit_for_bit(
-    bits: int, rounding: Any, zero_preserving: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    bits: int, rounding: Any, keeps: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if zero_preserving and bits < 2:
-        pytest.skip("zero needs a code of its own")
-    codec = Affine(bits=bits, rounding=rounding, zero_preserving=zero_preserving)
-    x = special(dtype, non_negative=zero_preserving)
+    if keeps and bits < 2:
+        pytest.skip("zeros and signs need codes of their own")
+    codec = Affine(bits=bits, rounding=rounding, **({keeps: True} if keeps else {}))  # type: ignore[arg-type]
+    x = special(dtype, non_negative=keeps == "zero_preserving")
     expected = codec.encode(x, 1234)
     monkeypatch.setattr(planes, "wanted", lambda _: True)
     for ours, theirs in zip(codec.encode(x, 1234), expected, strict=True):
