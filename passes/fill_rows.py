@@ -26,7 +26,7 @@ def fill_rows(codec: Codec, order: MemoryOrder, source: fx.Node) -> MemoryOrder:
         order: how it lies in memory, in rows of its own.
         source: what is to be stored. Where a normalization reads short rows of it, they share no scale.
     """
-    if not order.lead or not codec.period or row_group(source, order):
+    if all(isinstance(size, int) for size in order.lead) or not codec.period or row_group(source, order):
         return order
     filled, val = order.filling(codec.period * -(-WHOLE // codec.period)), source.meta["val"]
     if lowering.wanted(val) and codec.contract.kind != "exact" and lowering.find(codec, filled.cols, val.dtype) is None:

@@ -4,7 +4,8 @@ A normalization gives rows of any size the same one, and its backward divides by
 a larger one decodes to an error of that one's size, which grows by as much: a row of zeros, such as a class token
 before training or the result of a masked position, has a standard deviation of nothing but eps; and the row beside an
 attention sink is a hundred times smaller. So groups end where rows do, and so do those of what such rows are computed
-from, which the gradient behind the division is multiplied with. Read-only.
+from, which the gradient behind the division is multiplied with. Images are rows of convolutions (`find_images`).
+Read-only.
 """
 
 import math
@@ -15,9 +16,10 @@ from torch import fx
 
 from fxcompress.codecs.base import Codec
 from fxcompress.codecs.order import MemoryOrder
+from fxcompress.passes.find_images import image_width
 from fxcompress.passes.find_row_norms import normalizes_rows
 from fxcompress.passes.follow import follow
-from fxcompress.passes.ops import MOVES, is_view, op_name
+from fxcompress.passes.ops import MAY_COPY, MOVES, is_view, op_name
 
 WHOLE = 128
 """Elements of the codecs' own groups."""
@@ -25,6 +27,10 @@ _SMALLEST = 16
 """Elements of a group below which metadata would outweigh codes, and no codec takes fewer."""
 _LEAST_POWER = 32
 """From here on groups are a power of two, which kernels take."""
+_METADATA = 8
+"""Elements of 4 bits that take as much as a group's metadata."""
+_LITTLE = 1.15
+"""How many times as much images may take in groups that end with them as they would in groups that do not."""
 _ZERO_AT_ZERO = frozenset("mul div neg gelu silu relu tanh erf native_dropout where".split())
 
 
@@ -37,8 +43,12 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
         source: what is to be stored, a forward node.
         order: how it lies in memory; None if it is not dense.
     """
-    width = row_width(source, order) if source is not None and order is not None else 0
-    if order is None or width % WHOLE == 0:
+    if source is None or order is None:
+        return 0
+    width = row_width(source, order)
+    if not width:
+        return _image_group(image_width(source, order))
+    if width % WHOLE == 0:
         return 0
     group = math.gcd(width, WHOLE)
     if group >= _LEAST_POWER:
@@ -52,21 +62,45 @@ def row_group(source: fx.Node | None, order: MemoryOrder | None) -> int:
 
 def row_width(source: fx.Node, order: MemoryOrder) -> int:
     """Elements of the rows of `source` that a normalization reads; 0 if none reads any that lie in one piece."""
-    width = _row_of(source) if _lies_in_rows(source) else 0
-    return width if width and order.cols % width == 0 and _is_normalized(source) else 0
+    rows = _in_rows(source)
+    width = _row_of(rows) if rows is not None else 0
+    return width if rows is not None and width and order.cols % width == 0 and _is_normalized(rows) else 0
 
 
 def end_at_rows(source: fx.Node, order: MemoryOrder, codec: Codec) -> MemoryOrder:
-    """The memory order in which `codec` sees each normalized row by itself, if its groups would not end there else."""
-    width, group = _row_of(source), codec.period
-    if codec.contract.kind == "exact" or not group or width % group == 0 or group != row_group(source, order):
+    """The memory order in which `codec` sees each normalized row, or image, by itself, if its groups would not end
+    there else."""
+    group = codec.period
+    if codec.contract.kind == "exact" or not group:
         return order
-    return order.ended_at(width) or order
+    width = row_width(source, order)
+    if not width:
+        width = image_width(source, order)
+    elif group != row_group(source, order):
+        return order
+    return (order.ended_at(width) if width % group else None) or order
+
+
+def _image_group(width: int) -> int:
+    """Elements per group of images of `width` elements; 0 where groups of any size cost little more than they would."""
+    if _room(width, WHOLE) <= _LITTLE * width * (1 + _METADATA / WHOLE):
+        return 0
+    return min(range(_SMALLEST, WHOLE + 1, _SMALLEST), key=lambda size: _room(width, size))
 
 
 def _room(width: int, group: int) -> float:
-    """What a row takes in groups of `group` elements, in elements; metadata count as those of 4 bits."""
-    return -(-width // group) * (group + 8)
+    """What a row takes in groups of `group` elements, in elements."""
+    return -(-width // group) * (group + _METADATA)
+
+
+def _in_rows(source: fx.Node) -> fx.Node | None:
+    """`source`, or the nearest view of it, whose last dimension is contiguous; a map with channels last is viewed as
+    tokens."""
+
+    def further(value: fx.Node) -> list[fx.Node]:
+        return [user for user in value.users if is_view(user) and op_name(user) not in MAY_COPY]
+
+    return next(filter(_lies_in_rows, follow([source], further)), None)
 
 
 def _is_normalized(source: fx.Node) -> bool:
@@ -97,8 +131,7 @@ def _lies_in_rows(node: fx.Node) -> bool:
 
 def _carries_zeros(node: fx.Node, value: fx.Node) -> bool:
     """Whether a row of zeros in `value` makes one of the result."""
-    name = op_name(node)
-    return _is_row_product(node, value) or name in _ZERO_AT_ZERO or name in MOVES or is_view(node)
+    return _is_row_product(node, value) or _keeps_elements(node)
 
 
 def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
@@ -109,9 +142,13 @@ def _carries_terms(node: fx.Node, value: fx.Node) -> bool:
 
 def _row_of(source: fx.Node) -> int:
     """Elements of a row, as what computes with it sees it; views may split rows, as heads do."""
-    views = follow([source], lambda value: [user for user in value.users if is_view(user) or op_name(user) in MOVES])
-    widths = (_width(view) for view in views for user in view.users if _is_row_product(user, view))
+    seen = follow([source], lambda value: [user for user in value.users if _keeps_elements(user)])
+    widths = (_width(v) for v in seen for user in v.users if _is_row_product(user, v) or normalizes_rows(user))
     return max([_width(source), *widths])
+
+
+def _keeps_elements(node: fx.Node) -> bool:
+    return is_view(node) or op_name(node) in MOVES or op_name(node) in _ZERO_AT_ZERO
 
 
 def _is_row_product(node: fx.Node, rows: fx.Node) -> bool:

@@ -6,11 +6,12 @@ training goes on until the gradient is nothing but error. So the difference is c
 error is a share of its own range. Exact: it moves a computation, and changes none.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 
 import torch
 from torch import fx
 
+from fxcompress.passes.alias import nbytes_of
 from fxcompress.passes.demand import gradient_nodes
 from fxcompress.passes.find_saved import find_saved
 from fxcompress.passes.follow import ancestors, follow
@@ -51,7 +52,7 @@ def save_differences(
         return exposed
     freed = {source for source in sources if _reads_only(source, set(found), gradients)}
     instead = [node for node in found if ancestors(node) & sources <= freed]
-    if sum(map(_nbytes, instead)) > sum(map(_nbytes, freed)):
+    if _nbytes(instead) > _nbytes(freed):
         instead = []
     twins = find_twins(fw, bw, pairs, num_fwd_outputs)
     given = {pair.bw for pair in pairs} - _learned_by(learned, {pair.fw: pair.bw for pair in pairs}, fw)
@@ -128,6 +129,5 @@ def _leaves(node: fx.Node) -> set[fx.Node]:
     return {found for found in ancestors(node) if found.op == "placeholder"}
 
 
-def _nbytes(node: fx.Node) -> int:
-    val = node.meta["val"]
-    return int(val.numel()) * val.element_size() if isinstance(val.numel(), int) else 0
+def _nbytes(nodes: Iterable[fx.Node]) -> int:
+    return sum(nbytes_of(node.meta["val"]) for node in nodes)

@@ -80,6 +80,8 @@ def add_saved_size(fw: fx.GraphModule, bw: fx.GraphModule, size: fx.Node) -> fx.
     for node in known:
         if node.meta["val"].node.expr == size.meta["val"].node.expr:
             return node
+    if size.op != "placeholder" and any(node.name == size.name for node in bw.graph.nodes):
+        size._rename(f"{PREFIX}{size.name}")
     last = known[-1] if known else None
     partner = add_placeholder(bw, size, size.name, last.next if last is not None else next(iter(bw.graph.nodes)))
     if partner.name != size.name:

@@ -22,8 +22,8 @@ class MemoryOrder:
         dims: its dimensions from the slowest to the fastest.
         lead: sizes in that order up to the last symbolic one; empty if all are static.
         tail: the static sizes after it, which become one row.
-        filled: all sizes in that order where rows run on across them instead, filled up with zeros at the end; else
-            None.
+        filled: all sizes in that order where rows end where no dimension need end, filled up with zeros at the end;
+            else None.
     """
 
     dims: tuple[int, ...]
@@ -44,10 +44,12 @@ class MemoryOrder:
 
     def ended_at(self, row: int) -> "MemoryOrder | None":
         """The same with rows of the innermost `row` elements, 0: as they are; None if no number of dimensions has so
-        many."""
+        many, and static sizes do not end with such a row."""
         for cut in range(len(self.tail) + 1 if row else 0):
             if math.prod(self.tail[cut:]) == row:
                 return MemoryOrder(self.dims, (*self.lead, *self.tail[:cut]), self.tail[cut:])
+        if row and not self.lead and self.cols % row == 0:
+            return self.filling(row)
         return None if row else self
 
     def filling(self, row: int) -> "MemoryOrder":
@@ -77,14 +79,21 @@ def to_rows(x: torch.Tensor, order: MemoryOrder) -> torch.Tensor:
     if order.filled is not None:
         size = math.prod(ordered.shape)
         rows = _rows_for(size, order.cols)
-        return torch.constant_pad_nd(ordered.reshape(-1), [0, rows * order.cols - size]).reshape(rows, order.cols)
+        flat = ordered.reshape(-1)
+        if not _ends_with(size, order.cols):
+            flat = torch.constant_pad_nd(flat, [0, rows * order.cols - size])
+        return flat.reshape(rows, order.cols)
     return ordered.reshape([*ordered.shape[: len(order.lead)], order.cols])
 
 
 def _rows_for(size: Size, row: int) -> Size:
-    """Rows for `size` elements: one more than are full, since it is not known whether elements are left over, and one
-    that keeps any size from being a single row, about which kernels would install a guard."""
-    return size // row + 2
+    """Rows for `size` elements, which is not known to end with one: one more than are full, since elements may be left
+    over, and one that keeps any size from being a single row, about which kernels would install a guard."""
+    return size // row if _ends_with(size, row) else size // row + 2
+
+
+def _ends_with(size: Size, row: int) -> bool:
+    return isinstance(size, int) and size % row == 0
 
 
 def from_rows(rows: torch.Tensor, order: MemoryOrder) -> torch.Tensor:

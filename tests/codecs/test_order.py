@@ -105,6 +105,20 @@ def test_rows_that_run_on_hold_all_elements_and_then_zeros(x: torch.Tensor, row:
     assert torch.equal(back, x) and back.stride() == x.stride()
 
 
+@pytest.mark.parametrize("row", [12, 24, 40, 60])
+def test_rows_end_within_a_dimension_where_static_sizes_end_with_one(row: int) -> None:
+    x = torch.randn(10, 3, 4).permute(2, 0, 1)
+    order = memory_order(x)
+    assert order is not None
+    ended = order.ended_at(row)
+    assert ended is not None
+    rows = to_rows(x, ended)
+    assert rows.shape == (120 // row, row) and torch.equal(rows.flatten(), torch.as_strided(x, (120,), (1,)))
+    back = from_rows(rows, ended)
+    assert torch.equal(back, x) and back.stride() == x.stride()
+    assert order.ended_at(16) is None
+
+
 def test_rows_that_run_on_across_symbolic_sizes_install_no_guard() -> None:
     x, env = symbolic(torch.randn(3, 5, 17, 19), 0, 2, 3)
     order = memory_order(x)

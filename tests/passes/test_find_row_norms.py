@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxcompress.passes.find_row_norms import normalizes_rows
+from fxcompress.passes.find_row_norms import normalizes_images, normalizes_rows
 
 Norm = Callable[[Tensor], Tensor]
 NORMS: dict[str, Norm] = {
@@ -76,3 +76,37 @@ def test_what_normalizes_rows_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_nothing_else_is(name: str) -> None:
     assert not any(map(normalizes_rows, readers(OTHERS[name])))
+
+
+IMAGES: dict[str, Norm] = {
+    "groups": lambda y: F.group_norm(y, 2),
+    "instances": lambda y: F.instance_norm(y),
+    "layer": lambda y: F.layer_norm(y, y.shape[1:]),
+    "deviation": lambda y: (y - y.mean((1, 2, 3), keepdim=True)) / y.std((1, 2, 3), keepdim=True),
+    "length": lambda y: y / y.norm(dim=(2, 3), keepdim=True),
+    "squares": lambda y: y * (y.square().mean((1, 2, 3), keepdim=True) + 1e-5).rsqrt(),
+    "largest": lambda y: y / y.abs().amax((1, 2, 3), keepdim=True),
+}
+NO_IMAGES: dict[str, Norm] = {
+    "batch": lambda y: F.batch_norm(y, None, None, training=True),
+    "rows": lambda y: F.layer_norm(y, y.shape[-1:]),
+    "pixels": lambda y: F.normalize(y, dim=1),
+    "of all": lambda y: y / y.square().sum((0, 1, 2, 3)).sqrt(),
+    "shift": lambda y: y - y.amax((1, 2, 3), keepdim=True),
+}
+
+
+def reads_images(norm: Norm) -> bool:
+    """Whether a normalization of images is among what reads a map or a view of it."""
+    gm = make_fx(norm)(torch.randn(6, 4, 5, 3))
+    return any(normalizes_images(node) for node in gm.graph.nodes if node.op == "call_function")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_normalizes_images_is_found(name: str) -> None:
+    assert reads_images(IMAGES[name])
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_nothing_else_normalizes_images(name: str) -> None:
+    assert not reads_images(NO_IMAGES[name])

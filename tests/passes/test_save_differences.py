@@ -85,3 +85,19 @@ def test_a_small_gap_between_gates_is_not_saved_besides() -> None:
     options = {"inner": "aot_eager", "min_bytes": 0}
     torch.compile(Step(), backend="actcomp", options=options)(torch.randn(64, 32)).backward()
     assert not [d for graph in ledger.reports() for d in graph.decisions if d.tensor.name.startswith("actcomp_")]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_more_differences_do_not_replace_fewer_values(dynamic: bool) -> None:
+    """They are more than the values of which they are taken, behind a symbolic size too."""
+
+    def apart(p: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([F.smooth_l1_loss(p, p * factor) for factor in (0.9, 1.1, 1.2)]).sum()
+
+    torch._dynamo.reset()
+    ledger.clear()
+    options = {"inner": "aot_eager", "min_bytes": 0}
+    compiled = torch.compile(Regression(apart), backend="actcomp", options=options, dynamic=dynamic)
+    compiled(torch.randn(64, 24), torch.randn(64, 100)).backward()
+    (plan,) = ledger.reports()
+    assert not [d.tensor.name for d in plan.decisions if d.tensor.name.startswith("actcomp_")]
