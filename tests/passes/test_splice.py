@@ -1,5 +1,6 @@
 """Surgery on pairs: what is added, dropped and copied keeps the partition contract and every bit."""
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,24 @@ def test_a_symbolic_size_is_saved_once_and_last() -> None:
         assert partner.meta["val"].node.expr == size.meta["val"].node.expr
     added = [node for node in placeholders(pair.bw) if node.name not in known]
     assert len({str(node.meta["val"]) for node in added}) == len(added)
+    equal(pair, before)
+
+
+def test_a_size_whose_name_is_taken_in_the_backward_has_another() -> None:
+    pair = captured(dynamic=True)
+    before = run(pair)
+    tensor = next(
+        node for node in pair.fw.graph.nodes if not isinstance(getattr(node.meta.get("val"), "shape", [0])[0], int)
+    )
+    with pair.fw.graph.inserting_before(splice.place_behind(tensor)):
+        size = pair.fw.graph.call_function(torch.ops.aten.sym_size.int, (tensor, 0))
+        size.meta["val"] = tensor.meta["val"].shape[0]
+        size = pair.fw.graph.call_function(operator.mul, (size, 7))
+    size.meta["val"] = tensor.meta["val"].shape[0] * 7
+    taken = next(node for node in pair.bw.graph.nodes if node.op == "call_function")
+    taken._rename(size.name)
+    partner = splice.add_saved_size(pair.fw, pair.bw, size)
+    assert partner.name == size.name != taken.name and partner.op == "placeholder"
     equal(pair, before)
 
 
