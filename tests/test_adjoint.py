@@ -86,12 +86,12 @@ def test_a_tensor_behind_an_operator_without_a_derivative_is_reported_as_hidden(
         assert measured == pytest.approx(expected, rel=0.25)
 
 
-_KINDS = ("plain", "zeros", "heads", "ragged")
+_KINDS = ("plain", "zeros", "signs", "heads", "ragged")
 
 
 @pytest.mark.parametrize(
     ("kind", "bits"),
-    [*itertools.product(_KINDS, (2, 4, 8)), *((kind, 1) for kind in _KINDS if kind != "zeros")],
+    [*itertools.product(_KINDS, (2, 4, 8)), *((kind, 1) for kind in _KINDS if kind not in ("zeros", "signs"))],
 )
 def test_expected_squares_are_those_of_codes(kind: str, bits: int) -> None:
     torch.manual_seed(0)
@@ -100,6 +100,8 @@ def test_expected_squares_are_those_of_codes(kind: str, bits: int) -> None:
     codec = Affine(bits=bits, rounding=rounding)  # type: ignore[arg-type]
     if kind == "zeros":
         x, codec = x.relu(), Affine(bits=bits, rounding=rounding, zero_preserving=True)  # type: ignore[arg-type]
+    if kind == "signs":
+        x, codec = x + 0.5, Affine(bits=bits, rounding=rounding, sign_preserving=True)  # type: ignore[arg-type]
     if kind == "heads":
         codec = Affine(bits=bits, rounding=rounding, heads=4, dim=96)  # type: ignore[arg-type]
     rows = x.reshape(1, -1)
@@ -111,7 +113,7 @@ def test_expected_squares_are_those_of_codes(kind: str, bits: int) -> None:
     if kind == "zeros":
         assert not expected[x == 0].any()
     # From values that were decoded from 8 bits, as a calibrating step has them.
-    fine = Affine(bits=8, rounding="nearest", zero_preserving=codec.zero_preserving, heads=codec.heads, dim=codec.dim)
+    fine = replace(codec, bits=8, group=0, rounding="nearest")
     coded = fine.decode(fine.encode(rows, 0), rows.shape[1], x.dtype).reshape(x.shape)
     again = expected_square(coded, codec, coded_bits=8)
     assert float(again.sum()) == pytest.approx(float(measured.sum()), rel=0.1)
