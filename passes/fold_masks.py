@@ -147,24 +147,24 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
         sign, shift = _bend(fw, fold.weight, fold.bias)
         distance = _distance(fw, by.result, sign, shift, fold.compared)
         distance = cast_to(fw, distance, before.fw.meta["val"].dtype)
+        place = None if shift is None else _packed(fw, sign, shift)
     distance.meta |= {key: before.fw.meta[key] for key in (*DESCRIPTIVE, ORIGIN) if key in before.fw.meta}
     distance.meta[SIGNED] = True
     distance._rename(f"{PREFIX}distance_{done.source.name}")
-    for name, node in (("sign", sign), ("bend", shift)):
-        if node is not None:
-            node._rename(f"{PREFIX}{name}_{done.source.name}")
-    kept = [None if node is None else writer.save(node) for node in (sign, shift)]
+    if place is not None:
+        place._rename(f"{PREFIX}bend_{done.source.name}")
+    bend = None if place is None else writer.save(place)
     saved = _exchange(writer, before, distance)
     first = min((*before.bw.users, *fold.mask.bw.users))
     with bw.graph.inserting_before(first):
         mask = call(bw, fold.mask.fw.target, (saved, 0), fold.mask.bw)  # type: ignore[arg-type]
-        value = _normalized(bw, saved, *kept)
+        value = saved if bend is None else _normalized(bw, saved, bend)
         value = cast_to(bw, value, before.fw.meta["val"].dtype)
     writer.known = {node: known for node, known in writer.known.items() if known is not before.bw}
     before.bw.replace_all_uses_with(value)
     fold.mask.bw.replace_all_uses_with(mask)
     bw.graph.erase_node(before.bw)
-    exact = (*done.exact, *(node.name for node in kept if node is not None))
+    exact = done.exact if bend is None else (*done.exact, bend.name)
     return replace(done, name=saved.name, exact=exact, normalized=value, mask=mask, compared=fold.compared)
 
 
@@ -201,19 +201,28 @@ def _inverse_reach(fw: fx.GraphModule, shift: fx.Node, side: int) -> fx.Node:
     return call(fw, _aten.reciprocal.default, (reach,), shift)
 
 
-def _normalized(bw: fx.GraphModule, saved: fx.Node, sign: fx.Node | None, shift: fx.Node | None) -> fx.Node:
-    """The normalized value of a distance: `(REACH · d + |d| · shift - shift) · sign`."""
-    value = saved
-    if shift is not None:
-        wide = cast_to(bw, saved, shift.meta["val"].dtype)
-        size = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (wide,), wide), 1.0), wide)
-        scaled = call(bw, _aten.mul.Tensor, (wide, REACH), wide)
-        value = call(bw, _aten.add.Tensor, (scaled, call(bw, _aten.mul.Tensor, (size, shift), wide)), wide)
-    return value if sign is None else call(bw, _aten.mul.Tensor, (value, sign), sign)
+def _packed(fw: fx.GraphModule, sign: fx.Node | None, shift: fx.Node) -> fx.Node:
+    """Sign and shift in one number: what reads five tensors, Inductor would rather store."""
+    place = call(fw, _aten.add.Tensor, (shift, 2 * FARTHEST), shift)
+    return place if sign is None else call(fw, _aten.mul.Tensor, (place, sign), shift)
+
+
+def _normalized(bw: fx.GraphModule, saved: fx.Node, bend: fx.Node) -> fx.Node:
+    """The normalized value of a distance: `(REACH · d + (|d| - 1) · shift) · sign`."""
+    wide = cast_to(bw, saved, bend.meta["val"].dtype)
+    sign = call(bw, _aten.sign.default, (bend,), bend)
+    shift = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (bend,), bend), 2 * FARTHEST), bend)
+    size = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (wide,), wide), 1.0), wide)
+    scaled = call(bw, _aten.mul.Tensor, (wide, REACH), wide)
+    value = call(bw, _aten.add.Tensor, (scaled, call(bw, _aten.mul.Tensor, (size, shift), wide)), wide)
+    return call(bw, _aten.mul.Tensor, (value, sign), wide)
 
 
 def _bend(gm: fx.GraphModule, weight: fx.Node | None, bias: fx.Node | None) -> tuple[fx.Node | None, fx.Node | None]:
-    """The sign of the weight, ±1, and the normalized value at which the ReLU bends, times minus that."""
+    """The sign of the weight, ±1, and the normalized value at which the ReLU bends, times minus that.
+
+    No sign stands for 1, and no shift for a ReLU that bends at the mean, of the normalized value itself.
+    """
     sign, size = None, None
     if weight is not None:
         weight = precise(gm, weight)
@@ -224,9 +233,10 @@ def _bend(gm: fx.GraphModule, weight: fx.Node | None, bias: fx.Node | None) -> t
         sign = call(gm, _aten.copysign.Tensor, (one, weight), weight)
         size = call(gm, _aten.abs.default, (weight,), weight)
         size = call(gm, _aten.clamp_min.default, (size, _SMALLEST_WEIGHT), weight)
-    if bias is None:
-        return sign, None
-    shift = precise(gm, bias)
+    learned = weight if bias is None else precise(gm, bias)
+    if learned is None:
+        return None, None
+    shift = learned if bias is not None else call(gm, _aten.mul.Tensor, (learned, 0.0), learned)
     shift = shift if size is None else call(gm, _aten.div.Tensor, (shift, size), shift)
     shift = call(gm, _aten.clamp_min.default, (shift, -FARTHEST), shift)
     return sign, call(gm, _aten.clamp_max.default, (shift, FARTHEST), shift)
