@@ -144,10 +144,9 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
     before = pairs[done.name]
     assert by.result is not None
     with fw.graph.inserting_before(place_behind(max(fold.compared, before.fw))):
-        sign, shift = _bend(fw, fold.weight, fold.bias)
-        distance = _distance(fw, by.result, sign, shift, fold.compared)
+        place = _bend(fw, fold.weight, fold.bias)
+        distance = _distance(fw, by.result, place, fold.compared)
         distance = cast_to(fw, distance, before.fw.meta["val"].dtype)
-        place = None if shift is None else _packed(fw, sign, shift)
     distance.meta |= {key: before.fw.meta[key] for key in (*DESCRIPTIVE, ORIGIN) if key in before.fw.meta}
     distance.meta[SIGNED] = True
     distance._rename(f"{PREFIX}distance_{done.source.name}")
@@ -181,62 +180,60 @@ def _exchange(writer: PairWriter, before: SavedPair, node: fx.Node) -> fx.Node:
     return saved
 
 
-def _distance(
-    fw: fx.GraphModule, result: fx.Node, sign: fx.Node | None, shift: fx.Node | None, compared: fx.Node
-) -> fx.Node:
-    value = result if sign is None else call(fw, _aten.mul.Tensor, (result, sign), result)
-    value = value if shift is None else call(fw, _aten.add.Tensor, (value, shift), result)
+def _distance(fw: fx.GraphModule, result: fx.Node, bend: fx.Node | None, compared: fx.Node) -> fx.Node:
     passes = call(fw, _aten.gt.Scalar, (compared, 0), compared)
-    above, below = value, value
-    if shift is not None:
-        above, below = (call(fw, _aten.mul.Tensor, (value, _inverse_reach(fw, shift, at)), result) for at in (1, -1))
+    above, below = result, result
+    if bend is not None:
+        sign, shift = _unpacked(fw, bend)
+        above, below = (_share_of_reach(fw, result, sign, shift, side) for side in (1.0, -1.0))
     above = call(fw, _aten.clamp_min.default, (above, _SMALLEST_DISTANCE), result)
     below = call(fw, _aten.clamp_max.default, (below, 0.0), result)
     return call(fw, _aten.where.self, (passes, above, below), result)
 
 
-def _inverse_reach(fw: fx.GraphModule, shift: fx.Node, side: int) -> fx.Node:
-    reach = call(fw, _aten.mul.Tensor, (shift, float(side)), shift)
-    reach = call(fw, _aten.add.Tensor, (reach, REACH), shift)
-    return call(fw, _aten.reciprocal.default, (reach,), shift)
+def _share_of_reach(fw: fx.GraphModule, result: fx.Node, sign: fx.Node, shift: fx.Node, side: float) -> fx.Node:
+    """`(sign · normalized + shift) / (REACH ± shift)`, with no more than one product and one sum for each element."""
+    reach = call(fw, _aten.add.Tensor, (call(fw, _aten.mul.Tensor, (shift, side), shift), REACH), shift)
+    reach = call(fw, _aten.reciprocal.default, (reach,), shift)
+    factor, term = (call(fw, _aten.mul.Tensor, (each, reach), shift) for each in (sign, shift))
+    return call(fw, _aten.add.Tensor, (call(fw, _aten.mul.Tensor, (result, factor), result), term), result)
 
 
-def _packed(fw: fx.GraphModule, sign: fx.Node | None, shift: fx.Node) -> fx.Node:
-    """Sign and shift in one number: what reads five tensors, Inductor would rather store."""
-    place = call(fw, _aten.add.Tensor, (shift, 2 * FARTHEST), shift)
-    return place if sign is None else call(fw, _aten.mul.Tensor, (place, sign), shift)
+def _unpacked(gm: fx.GraphModule, bend: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Sign and shift of a bend."""
+    size = call(gm, _aten.abs.default, (bend,), bend)
+    return call(gm, _aten.sign.default, (bend,), bend), call(gm, _aten.sub.Tensor, (size, 2 * FARTHEST), bend)
 
 
 def _normalized(bw: fx.GraphModule, saved: fx.Node, bend: fx.Node) -> fx.Node:
     """The normalized value of a distance: `(REACH · d + (|d| - 1) · shift) · sign`."""
     wide = cast_to(bw, saved, bend.meta["val"].dtype)
-    sign = call(bw, _aten.sign.default, (bend,), bend)
-    shift = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (bend,), bend), 2 * FARTHEST), bend)
+    sign, shift = _unpacked(bw, bend)
     size = call(bw, _aten.sub.Tensor, (call(bw, _aten.abs.default, (wide,), wide), 1.0), wide)
     scaled = call(bw, _aten.mul.Tensor, (wide, REACH), wide)
     value = call(bw, _aten.add.Tensor, (scaled, call(bw, _aten.mul.Tensor, (size, shift), wide)), wide)
     return call(bw, _aten.mul.Tensor, (value, sign), wide)
 
 
-def _bend(gm: fx.GraphModule, weight: fx.Node | None, bias: fx.Node | None) -> tuple[fx.Node | None, fx.Node | None]:
-    """The sign of the weight, ±1, and the normalized value at which the ReLU bends, times minus that.
+def _bend(gm: fx.GraphModule, weight: fx.Node | None, bias: fx.Node | None) -> fx.Node | None:
+    """Where the ReLU bends, per channel: `sign(weight) · (shift + 8)`, with shift `bias / |weight|` within ±4; None if
+    it bends at the mean, and passes what is above.
 
-    No sign stands for 1, and no shift for a ReLU that bends at the mean, of the normalized value itself.
+    One number, as Inductor would rather store what reads five tensors than compute it twice.
     """
-    sign, size = None, None
-    if weight is not None:
-        weight = precise(gm, weight)
-        val = weight.meta["val"]
-        kind = {"dtype": val.dtype, "device": val.device, "pin_memory": False}
-        one = gm.graph.call_function(_aten.full.default, ([], 1.0), kind, name=f"{PREFIX}normal")
-        one.meta["val"] = val.new_empty(())
-        sign = call(gm, _aten.copysign.Tensor, (one, weight), weight)
-        size = call(gm, _aten.abs.default, (weight,), weight)
-        size = call(gm, _aten.clamp_min.default, (size, _SMALLEST_WEIGHT), weight)
-    learned = weight if bias is None else precise(gm, bias)
+    learned = bias if weight is None else weight
     if learned is None:
-        return None, None
-    shift = learned if bias is not None else call(gm, _aten.mul.Tensor, (learned, 0.0), learned)
-    shift = shift if size is None else call(gm, _aten.div.Tensor, (shift, size), shift)
+        return None
+    learned = precise(gm, learned)
+    shift = precise(gm, bias) if bias is not None else call(gm, _aten.mul.Tensor, (learned, 0.0), learned)
+    if weight is None:
+        shift = call(gm, _aten.clamp_min.default, (shift, -FARTHEST), shift)
+        shift = call(gm, _aten.clamp_max.default, (shift, FARTHEST), shift)
+        return call(gm, _aten.add.Tensor, (shift, 2 * FARTHEST), shift)
+    size = call(gm, _aten.abs.default, (learned,), learned)
+    size = call(gm, _aten.clamp_min.default, (size, _SMALLEST_WEIGHT), learned)
+    shift = call(gm, _aten.div.Tensor, (shift, size), shift)
     shift = call(gm, _aten.clamp_min.default, (shift, -FARTHEST), shift)
-    return sign, call(gm, _aten.clamp_max.default, (shift, FARTHEST), shift)
+    shift = call(gm, _aten.clamp_max.default, (shift, FARTHEST), shift)
+    shift = call(gm, _aten.add.Tensor, (shift, 2 * FARTHEST), shift)
+    return call(gm, _aten.copysign.Tensor, (shift, learned), shift)
