@@ -23,7 +23,7 @@ from fxcompress.codecs.order import memory_order
 from fxcompress.passes.chain_traffic import Traffic
 from fxcompress.passes.choose import Choice, Encoding
 from fxcompress.passes.expressions import expression_of, rounded_product
-from fxcompress.passes.grow_chain import Facts, facts_of, grow_chain, inputs_of, is_mask
+from fxcompress.passes.grow_chain import Facts, compares, facts_of, grow_chain, inputs_of, is_mask
 from fxcompress.passes.ops import op_name
 from fxcompress.passes.same_place import readers_of, value_of
 from fxcompress.passes.traits import is_opaque
@@ -171,7 +171,7 @@ def _is_bound(
     inner = any(
         node in encoded
         and node.meta["val"].dtype != torch.float32
-        and any(reader in nodes and not is_mask(reader) for reader in readers_of(node))
+        and any(reader in nodes and not compares(reader) for reader in readers_of(node))
         for node in nodes
     )
     elsewhere = any(node in facts.number and node not in encoded and facts.order[node] <= last for node in nodes)
@@ -225,9 +225,9 @@ def _chain_of(
     def read_name_of(argument: fx.Node) -> str:
         return read[value_of(argument)]
 
-    compared = {value_of(argument) for node in nodes if is_mask(node) for argument in node.all_input_nodes}
+    compared = {value_of(argument) for node in nodes if compares(node) for argument in node.all_input_nodes}
     for node in nodes:
-        steps.append((names[node], str(expression_of(node, read_name_of if is_mask(node) else name_of))))
+        steps.append((names[node], str(expression_of(node, read_name_of if compares(node) else name_of))))
         if node in compared or node in encoded:
             # What a reader of memory would see.
             read[node] = f"r{names[node]}"

@@ -158,12 +158,12 @@ def _add_producers(source: fx.Node, nodes: set[fx.Node], facts: Facts) -> bool:
 
 def _loads(value: fx.Node, reader: fx.Node, source: fx.Node, facts: Facts) -> bool:
     """Whether a chain through `source` can read `value` from memory, where no more than numbers can be read."""
-    return op_name(value) not in PREDICATES and facts.is_loaded(value, reader) and lies_as(value, source)
+    return not compares(value) and facts.is_loaded(value, reader) and lies_as(value, source)
 
 
 def _half_read(nodes: set[fx.Node]) -> set[fx.Node]:
     """Conditions that somebody else reads, too: a chain only stores numbers."""
-    asked = [node for node in nodes if op_name(node) in PREDICATES and not is_mask(node)]
+    asked = [node for node in nodes if compares(node) and not is_mask(node)]
     return {node for node in asked if any(reader not in nodes for reader in readers_of(node))}
 
 
@@ -181,7 +181,12 @@ def _loose_ends(nodes: set[fx.Node], facts: Facts) -> set[fx.Node]:
 
 def is_mask(node: fx.Node) -> bool:
     """Whether a chain's operator makes booleans that are saved and no more, of which it can only make bits."""
-    return op_name(node) in PREDICATES and not readers_of(node)
+    return compares(node) and not readers_of(node)
+
+
+def compares(node: fx.Node) -> bool:
+    """Whether it compares with a number: a mask, or a condition of the same chain."""
+    return op_name(node) in PREDICATES
 
 
 def is_read_in_memory(node: fx.Node, facts: Facts) -> bool:
@@ -193,7 +198,7 @@ def _computes(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
     """Whether a chain through `source` has an operator for it: element by element, in the same places of memory."""
     if node in facts.made or expression_of(node, str) is None or not lies_as(node, source) or _joins_product(node):
         return False
-    if op_name(node) in PREDICATES and is_mask(node) != (node in facts.number):
+    if compares(node) and is_mask(node) != (node in facts.number):
         return False
     return all(repeats(argument, node) or is_in_place(argument, node) for argument in node.all_input_nodes)
 

@@ -44,6 +44,14 @@ def channels(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.relu((inner - mean) * torch.rsqrt(variance + 1)) @ second
 
 
+def scaled(x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """The same with a weight and a bias for each column."""
+    inner = x @ first
+    variance, mean = torch.var_mean(inner, 0, correction=0, keepdim=True)
+    weight, bias = third.mean(0), third.sum(0)
+    return torch.relu((inner - mean) * torch.rsqrt(variance + 1) * weight + bias) @ second
+
+
 def capture_pair(function: Callable[..., Any], dtype: torch.dtype = torch.bfloat16) -> Pair:
     """A pair of square operands, of which the first wants a gradient."""
     torch.manual_seed(0)
@@ -226,7 +234,7 @@ def test_a_chain_ends_where_a_product_comes_in_between() -> None:
 
 @pytest.mark.usefixtures("on_gpu")
 def test_a_normalization_of_columns_shares_its_kernel_with_an_encode_and_a_mask() -> None:
-    copy, result = rewritten(capture_pair(channels))
+    copy, result = rewritten(capture_pair(channels), disabled=("fold_masks",))
     found = lowerings(result)
     fused = [d.codec for d in result.plan.decisions if found.get(d.tensor.name) == FUSED]
     assert sorted(fused) == ["affine", "affine", "valueset"]
@@ -236,9 +244,22 @@ def test_a_normalization_of_columns_shares_its_kernel_with_an_encode_and_a_mask(
 
 
 @pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("function", [channels, scaled])
+def test_codes_that_answer_for_a_mask_are_made_with_the_normalization(function: Callable[..., Any]) -> None:
+    copy, result = rewritten(capture_pair(function))
+    found = lowerings(result)
+    fused = [dict(d.params) for d in result.plan.decisions if found.get(d.tensor.name) == FUSED]
+    assert [params["sign_preserving"] for params in fused] == [True, False]
+    assert not [d for d in result.plan.decisions if d.tensor.dtype == "bool"]
+    (arguments,) = [each for each in kernel_arguments(copy.fw) if "codes1_ptr" in each]
+    assert arguments["t0_ptr" if "t0_ptr" in arguments else "codes0_ptr"] is not None
+
+
+@pytest.mark.usefixtures("on_gpu")
 def test_a_mask_takes_its_value_and_a_nearest_encode_along() -> None:
     """A nearest encode alone is fused by Inductor; a mask is packed in a kernel of its own, whatever else there is."""
-    _, result = rewritten(capture_pair(channels), bits=8, operand_bits=8, rounding="nearest")
+    nearest = {"bits": 8, "operand_bits": 8, "rounding": "nearest"}
+    _, result = rewritten(capture_pair(channels), disabled=("fold_masks",), **nearest)
     found = lowerings(result)
     fused = [d.codec for d in result.plan.decisions if found.get(d.tensor.name) == FUSED]
     assert sorted(fused) == ["affine", "affine", "valueset"]
