@@ -58,6 +58,7 @@ ROUNDED = {
     "tanh": "libdevice.tanh(a)",
     "erf": "libdevice.erf(a)",
     "relu": "tl.where(0.0 > p, 0.0, p)",
+    "where": "tl.where(a > 0.0, p, b)",
     "rounded mul": "libdevice.mul_rn(a, b)",
 }
 CONTRACTED = {"mul": "a * b", "neg": "-p", "exp": "libdevice.exp(a)"}
