@@ -15,9 +15,9 @@ from bench.kernel_bytes import Kernel
 
 OURS = "actcomp_"
 """How the graph nodes that actcomp adds are named, and with them the inputs of a backward that it adds."""
-VALUES = tuple(OURS + kind for kind in ("normal", "saved_"))
+VALUES = tuple(OURS + kind for kind in ("normal", "saved_", "distance_", "bend_"))
 """Those of them that are no part of an encode or decode: what a normalization made, its statistics, and the way back
-(`save_normalized`). A kernel that makes these beside its own results is none of ours."""
+(`save_normalized`, `fold_masks`). A kernel that makes these beside its own results is none of ours."""
 
 FUSED = "compute_and_encode"
 """How kernels are named that `fuse` makes of a chain and its encodes."""

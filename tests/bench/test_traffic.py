@@ -355,6 +355,8 @@ def test_what_a_normalization_made_is_no_part_of_an_encode() -> None:
         "actcomp_12_p0",
         "actcomp_normalized_convolution",
         "actcomp_saved_mean",
+        "actcomp_distance_convolution",
+        "actcomp_bend_convolution",
     )
     graph.output(tuple(graph.placeholder(name) for name in names))
     assert count_encoded(fx.GraphModule(nn.Module(), graph)) == 2
@@ -362,7 +364,11 @@ def test_what_a_normalization_made_is_no_part_of_an_encode() -> None:
     def kernel(*origins: str) -> Kernel:
         return Kernel("k", False, frozenset(origins), {}, {})
 
-    made = [kernel("relu", "actcomp_normalized_convolution"), kernel("rsqrt", "actcomp_saved_mean", "actcomp_normal_1")]
+    made = [kernel("actcomp_bend_convolution"), kernel("relu", "actcomp_distance_convolution")]
+    made += [
+        kernel("relu", "actcomp_normalized_convolution"),
+        kernel("rsqrt", "actcomp_saved_mean", "actcomp_normal_1"),
+    ]
     encoding = [
         kernel("sub", "actcomp_normalized_convolution", "actcomp_0_codes"),
         kernel("actcomp_view", "actcomp_12_p0"),
