@@ -39,7 +39,7 @@ from fxcompress.passes.liveness import Machine, find_peak
 from fxcompress.passes.match import find_graph_plan, match
 from fxcompress.passes.pick_lowering import pick_lowering
 from fxcompress.passes.pin_products import pin_products
-from fxcompress.passes.restore_kept import restore_kept
+from fxcompress.passes.restore_kept import at_their_places, restore_kept
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.passes.save_early import save_early
 from fxcompress.passes.save_predicates import expose_predicates
@@ -173,6 +173,7 @@ def run(
     if prepared.replaced and "restore_kept" not in options.disable_passes:
         kept_names = {decision.tensor.name for decision in choice.decisions if decision.codec == KEEP}
         clock.run("restore_kept", lambda: restore_kept(fw, bw, prepared.replaced, kept_names, count))
+        choice = replace(choice, encodings=at_their_places(fw, bw, choice.encodings, count))
     normalized = [each for each in prepared.replaced if each.name not in kept_names]
     if normalized:
         clock.run("shorten_rebuilt", lambda: shorten_rebuilt(bw, normalized))

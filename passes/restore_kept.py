@@ -4,9 +4,11 @@ What is stored as it is comes back bit for bit, so that exact plans stay equal t
 """
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
 from torch import fx
 
+from fxcompress.passes.choose import Encoding
 from fxcompress.passes.find_saved import find_saved, outputs
 from fxcompress.passes.pair_writer import PairWriter, call, writer_of
 from fxcompress.passes.save_normalized import Replaced
@@ -40,6 +42,18 @@ def restore_kept(
     for each in again:
         bw.graph.erase_node(pairs[each.name].bw)
     return len(again)
+
+
+def at_their_places(
+    fw: fx.GraphModule, bw: fx.GraphModule, encodings: Sequence[Encoding], num_fwd_outputs: int
+) -> tuple[Encoding, ...]:
+    """The encodings, with the places among the forward's outputs where their tensors stand now: what a mask is asked of
+    may take an input that was not saved."""
+    pairs = {pair.bw: pair for pair in find_saved(fw, bw, num_fwd_outputs=num_fwd_outputs)}
+    return tuple(
+        replace(each, storage=replace(each.storage, members=tuple(pairs[member.bw] for member in each.storage.members)))
+        for each in encodings
+    )
 
 
 def _ask_again(writer: PairWriter, mask: fx.Node, compared: fx.Node) -> None:

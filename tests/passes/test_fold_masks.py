@@ -165,6 +165,24 @@ def test_what_is_kept_is_the_value_itself(name: str, options: dict[str, Any]) ->
     assert same(ours.outputs, expected.outputs) and same(ours.gradients, expected.gradients)
 
 
+def two(x: Tensor, first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Of two, a budget may keep one."""
+    inner = torch.relu(normalize(x @ first, [0]) * weight + bias)
+    return torch.relu(normalize(inner @ first.T @ first, [0]) * weight.exp()) * 3
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_one_is_kept_and_others_are_not(limit: int) -> None:
+    inputs = inputs_of("dense", *awkward())
+    pair = capture(two, inputs)
+    expected = run(pair)
+    ours, result = stepped(pair, Options(bits=8, operand_bits=8, **FAST, limit=limit))
+    codecs = [d.codec for d in result.plan.decisions if d.tensor.name.startswith("actcomp_distance_")]
+    assert len(codecs) == 2
+    assert same(ours.outputs, expected.outputs)
+    assert distance(ours.gradients, expected.gradients) < 0.05
+
+
 def test_the_graph_is_as_before_where_nothing_is_restored() -> None:
     pair = capture(dense, inputs_of("dense", *awkward()))
     assert restore_kept(pair.fw, pair.bw, [], set(), pair.num_fwd_outputs) == 0
