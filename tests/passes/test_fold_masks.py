@@ -167,8 +167,8 @@ def test_what_is_kept_is_the_value_itself(name: str, options: dict[str, Any]) ->
 
 def two(x: Tensor, first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Of two, a budget may keep one."""
-    inner = torch.relu(normalize(x @ first, [0]) * weight + bias)
-    return torch.relu(normalize(inner @ first.T @ first, [0]) * weight.exp()) * 3
+    one = torch.relu(normalize(x @ first, [0]) * weight + bias)
+    return one * 3 + torch.relu(normalize(x.sin() @ first, [0]) * weight.exp() + bias) * 2
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
