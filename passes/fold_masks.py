@@ -19,7 +19,7 @@ from torch import fx
 from fxcompress.passes.find_normalized import Normalized, find_ways, keeps_order
 from fxcompress.passes.find_saved import DESCRIPTIVE, SavedPair, find_saved, outputs
 from fxcompress.passes.ops import ORIGIN, SIGNED, op_name
-from fxcompress.passes.pair_writer import PairWriter, call, cast_to, precise, writer_of
+from fxcompress.passes.pair_writer import PairWriter, call, cast_to, is_alike, precise, writer_of
 from fxcompress.passes.save_normalized import Replaced
 from fxcompress.passes.splice import PREFIX, add_placeholder, drop_unused, place_behind, set_outputs
 
@@ -104,7 +104,7 @@ def _fold_of(pair: SavedPair, normalized: Mapping[fx.Node, Normalized]) -> Fold 
     for bias, scaled in _taken_apart(value, "add"):
         for weight, result in _taken_apart(scaled, "mul"):
             each = normalized.get(result)
-            if each is not None and _is_alike(result, mask) and all(map(_is_small, (weight, bias), (result, result))):
+            if each is not None and is_alike(result, mask) and all(map(_is_small, (weight, bias), (result, result))):
                 return Fold(each, pair, mask.args[0], weight, bias)
     return None
 
@@ -117,11 +117,6 @@ def _taken_apart(node: fx.Node, name: str) -> Iterator[tuple[fx.Node | None, fx.
         for one, other in (args, args[::-1]):
             if isinstance(one, fx.Node) and isinstance(other, fx.Node):
                 yield one, other
-
-
-def _is_alike(one: fx.Node, two: fx.Node) -> bool:
-    a, b = one.meta["val"], two.meta["val"]
-    return [*map(str, a.shape)] == [*map(str, b.shape)] and [*map(str, a.stride())] == [*map(str, b.stride())]
 
 
 def _is_small(node: fx.Node | None, like: fx.Node) -> bool:
@@ -152,8 +147,8 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
     distance._rename(f"{PREFIX}distance_{done.source.name}")
     if place is not None:
         place._rename(f"{PREFIX}bend_{done.source.name}")
-    bend = None if place is None else writer.save(place)
     saved = _exchange(writer, before, distance)
+    bend = None if place is None else writer.save(place)
     first = min((*before.bw.users, *fold.mask.bw.users))
     with bw.graph.inserting_before(first):
         mask = call(bw, fold.mask.fw.target, (saved, 0), fold.mask.bw)  # type: ignore[arg-type]
@@ -169,14 +164,11 @@ def _fold(writer: PairWriter, fold: Fold, done: Replaced) -> Replaced:
 
 def _exchange(writer: PairWriter, before: SavedPair, node: fx.Node) -> fx.Node:
     """Save `node` in the place of what was saved `before`, whose placeholder is still to be erased."""
-    pair = next(
-        p for p in find_saved(writer.fw, writer.bw, num_fwd_outputs=writer.num_fwd_outputs) if p.bw is before.bw
-    )
     outs = outputs(writer.fw)
     saved = add_placeholder(writer.bw, node, node.name, before.bw)
-    set_outputs(writer.fw, [*outs[: pair.position], node, *outs[pair.position + 1 :]])
+    set_outputs(writer.fw, [*outs[: before.position], node, *outs[before.position + 1 :]])
     if writer.front is not None and writer.front.bw is before.bw:
-        writer.front = SavedPair(pair.position, node, saved)
+        writer.front = SavedPair(before.position, node, saved)
     return saved
 
 

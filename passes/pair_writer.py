@@ -75,6 +75,12 @@ def writer_of(fw: fx.GraphModule, bw: fx.GraphModule, num_fwd_outputs: int) -> P
     return PairWriter(fw, bw, num_fwd_outputs, known, pairs[0] if pairs else None)
 
 
+def is_alike(one: fx.Node, two: fx.Node) -> bool:
+    """Whether it has the other's sizes and lies in memory as that does."""
+    a, b = one.meta["val"], two.meta["val"]
+    return [*map(str, (*a.shape, *a.stride()))] == [*map(str, (*b.shape, *b.stride()))]
+
+
 def unviewed(node: fx.Node) -> fx.Node:
     """What `node` is a view of, through views that leave the elements in their order."""
     while op_name(node) in SAME_ORDER:

@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress.passes.find_normalized import keeps_order
 from fxcompress.passes.follow import follow
 from fxcompress.passes.ops import op_name
-from fxcompress.passes.pair_writer import call, cast_to
+from fxcompress.passes.pair_writer import call, cast_to, is_alike
 from fxcompress.passes.save_normalized import Replaced
 
 _aten = torch.ops.aten
@@ -39,7 +39,7 @@ def _shorten(bw: fx.GraphModule, each: Replaced) -> int:
     for node in centered:
         with bw.graph.inserting_before(node):
             product = call(bw, _aten.mul.Tensor, (each.normalized, each.deviation), node)
-        if not _is_like(product, node):
+        if not _stands_for(product, node):
             continue
         node.replace_all_uses_with(product)
         count += 1
@@ -47,7 +47,7 @@ def _shorten(bw: fx.GraphModule, each: Replaced) -> int:
         for user in [user for user in product.users if _takes(user, name, product, rstd)]:
             with bw.graph.inserting_before(user):
                 same = cast_to(bw, each.normalized, user.meta["val"].dtype)
-            if _is_like(same, user):
+            if _stands_for(same, user):
                 user.replace_all_uses_with(same)
     return count
 
@@ -71,8 +71,5 @@ def _shown(node: fx.Node) -> fx.Node:
     return node
 
 
-def _is_like(one: fx.Node, two: fx.Node) -> bool:
-    """Whether it has the other's sizes, order and dtype."""
-    a, b = one.meta["val"], two.meta["val"]
-    alike = [*map(str, (*a.shape, *a.stride()))] == [*map(str, (*b.shape, *b.stride()))]
-    return alike and bool(a.dtype == b.dtype)
+def _stands_for(one: fx.Node, two: fx.Node) -> bool:
+    return is_alike(one, two) and bool(one.meta["val"].dtype == two.meta["val"].dtype)

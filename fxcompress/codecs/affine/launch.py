@@ -190,10 +190,16 @@ def _constants(codec: Affine, ragged: bool, vector: bool) -> dict[str, object]:
     return {
         "BITS": codec.bits,
         "GROUP": codec.group,
-        "KEEPS": 2 if codec.sign_preserving else int(codec.zero_preserving),
+        "KEEPS": _kept(codec),
         "VECTOR": vector,
         "RAGGED": ragged,
     }
+
+
+def _kept(codec: Affine) -> int:
+    if codec.sign_preserving:
+        return int(kernel.SIGNS.value)
+    return int(kernel.ZEROS.value) if codec.zero_preserving else 0
 
 
 def _programs(groups: int, constants: dict[str, object]) -> int:
